@@ -425,8 +425,8 @@ class Staging:
     ) -> None:
         """Stores the progress and the error of a run that ended without a mark, if the batch still exists.
 
-        `is_poison`: the task crashed its workers. Its starts are kept, so that a redelivered copy fails
-        immediately.
+        `is_poison`: the task crashed its workers. The count of its starts is kept, so that a redelivered
+        copy of the task fails immediately.
         """
         fields: list[Any] = [f"error/{task}", shortened(error)]
         if progress is not None:

@@ -3,8 +3,8 @@
     <prefix>:reader:trend/<bucket>   hash: reader -> JSON [messages/s, bytes/s, lag in messages, delay in seconds]
 
 A bucket covers BUCKET_SECONDS, measured by the Redis clock. For each bucket, a reader writes the mean rates, the
-last lag and the longest delay of its heartbeats within that bucket. Keys expire, which bounds the memory: about 60
-bytes per reader and bucket. Only the plots depend on these keys.
+last lag and the longest delay that its heartbeats reported within that bucket. Keys expire, which bounds the
+memory: about 60 bytes per reader and bucket. Only the plots depend on these keys.
 """
 
 from __future__ import annotations

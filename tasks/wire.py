@@ -12,9 +12,10 @@ different content, for example from another release of the parser, is stored in 
 Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
     manifest, completion   Objects. An unknown field is ignored, and a missing field takes its default.
-                           `version` is raised for any other change, and a newer version is refused.
+                           `version` is incremented for any other change, and a newer version is refused.
     items                  Arrays. A missing last element takes its default. An unknown element is refused, because
-                           ignoring it would write less than the reader intended and report it as durable.
+                           a worker that ignored it would write less than the reader intended, and report the
+                           whole item as durable.
     ProtoRows              An object that names its columns, so that rows with the columns of another release can
                            be written. A worker refuses an object with an unknown field, type or column form.
 

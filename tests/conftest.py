@@ -42,7 +42,8 @@ __all__ = [
     "topics",
 ]
 
-# Folders and files, ordered by the duration of their longest test, longest first. All others run last.
+# Folders and files, ordered by the duration of their longest test, longest first. All others, except RUN_LAST, run
+# after these.
 SLOWEST_FIRST = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
 # These tests measure CPU time, which is affected by processes that share the CPU caches, so they run after the
 # tests with real systems.
@@ -58,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders files, and keeps the order within each file."""
+    """Sorts the tests by file, as SLOWEST_FIRST and RUN_LAST define, and keeps the order within each file."""
     items.sort(key=lambda item: _rank(item.nodeid.removeprefix("tests/")))
 
 

@@ -21,7 +21,7 @@ class MemorySink:
     `objects` maps names to bytes. `rows` maps each table and id to JSON bytes, and `row_writes` counts the copies
     that were sent. `metrics` and `dead_letters` are in the order of arrival, including repetitions, as in the real
     destinations. `calls` has the token and the number of items of every write, including failed writes.
-    `examinations` counts the calls of `examine`.
+    `examinations` counts the calls to `examine`.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """Classifies failed writes.
 
-A sink writes in parts (objects, tables, requests) with different results; `raise_if_any` combines them into one
-error of `tasks.errors`.
+The parts of one write (objects, tables, requests) can have different results; `raise_if_any` combines the failures
+into one of the errors that `tasks.errors` defines.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-CPU time is measured in this process, and memory in a separate process. Each CPU time is the minimum of several
-runs, which alternate between parsing and the minimum work, so that a busy machine affects both CPU times equally.
-`docs/cost.md` defines the floor.
+CPU time is measured in this process, and memory in a separate process. The runs of the parser alternate with runs
+of the minimum work, so that a busy machine affects both CPU times equally; each CPU time is the lowest of several
+runs. `docs/cost.md` defines the floor.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Cost:
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
     """Returns (work, bytes of the recording).
 
-    The work scans the message once, then inflates and scans its contents, using only the parser's inflater and
-    scanners. Data that is not valid JSON counts as white space of the same size; data that is not msgpack is not
-    counted.
+    Calling `work` scans the message once, then inflates and scans its contents, using only the parser's inflater
+    and scanners. Data that is not valid JSON counts as white space of the same size; data that is not msgpack is
+    not counted.
     """
     work, raw_bytes = _floor_inside(value)
     try:

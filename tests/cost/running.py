@@ -3,12 +3,12 @@ constant rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
-The system is the stack, workers and one reader as processes, with emulators. The memory limit in
-deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. RLIMIT_DATA needs no cgroup, and a
-process that exceeds it gets a MemoryError. The program prints the other project's delay from sending a segment to
-the commit of its batch, both without and with the hostile project. The outcome of each hostile message is also
-printed. The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or p99 more than
-doubles.
+The system consists of the local stack with its emulators, workers and one reader, all in separate processes. The
+memory limit in deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process. RLIMIT_DATA needs no
+cgroup, and a process that exceeds it gets a MemoryError. The program prints the other project's delay from sending
+a segment to the commit of its batch, both without and with the hostile project. The outcome of each hostile
+message is also printed. The exit code is 1 if a message is unaccounted for, a segment is lost, a reader exits, or
+p99 more than doubles.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Evolves messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
 
-The search breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor),
-memory (multiple of the inflated size), and bytes of rows per segment. The search starts from shapes that once
-stopped a reader, and from recorded events in which one part is repeated. The best recipes of each population are
-measured again at full size in separate processes, and printed. `--keep` adds the most expensive recipe of each
-kind to tests/cost/found.json.
+The search evolves three populations of recipes for messages. Each population maximizes one kind of cost, as a
+share of the limit for that cost: CPU (multiple of the floor), memory (multiple of the inflated size), or bytes of
+rows per segment. The search starts from shapes that once stopped a reader, and from recorded events in which one
+part is repeated. The best recipes of each population are measured again at full size in separate processes, and
+printed. `--keep` adds the most expensive recipe of each kind to tests/cost/found.json.
 
 The exit code is 1 if a recipe exceeds a limit in docs/cost.md.
 """

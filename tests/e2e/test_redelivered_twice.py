@@ -114,8 +114,8 @@ def loaded_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSy
 
 
 def test_with_marks_no_sink_is_called_again(loaded_system: LoadedSystem) -> None:
-    """While Redis still has the done marks, the same cuts cause only commits: no request, no packet and no dead
-    letter.
+    """While Redis still has the done marks, redelivering the same batches only commits their offsets: no sink
+    receives a request, a packet or a dead letter.
     """
     system = loaded_system.system
     before, requests_before = census(system), requests(system)

@@ -144,7 +144,7 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
 def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
     """If Redis refuses to stage more bytes, the reader pauses, and resumes when memory is available.
 
-    Nothing crashes or is lost.
+    The reader does not crash, and no data is lost.
     """
     with System(tmp_path, in_flight_batches_max="4") as system:
         system.load(60, seed=1)

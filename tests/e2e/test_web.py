@@ -29,7 +29,7 @@ pytestmark = [
 
 @contextmanager
 def browser(system: System) -> Iterator[Page]:
-    """A page of headless Chromium on this system's web server, signed in as an operator."""
+    """Yields a headless Chromium page, signed in to this system's web server as an operator."""
     port = free_port()
     command = [sys.executable, "-m", "ingest.cli", "web", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"

@@ -56,7 +56,8 @@ def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False
     return BrokenSetting(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
 
 
-# {folder}, {pem} (a CA), {key} (a private key of another certificate) and {text} (not PEM) are replaced.
+# The placeholders {folder}, {pem} (a CA certificate), {key} (the private key of another certificate) and {text}
+# (not PEM) are replaced by paths.
 BROKEN = (
     broken("no number", kind=True, redis_timeout_seconds="soon"),
     broken("no number, of the reader", reader=True, batch_messages_max="many"),
@@ -222,8 +223,8 @@ CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def commands_for(case: BrokenSetting, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Returns all commands for the first setting of a kind, and for any other setting a few commands, which differ
-    per setting.
+    """Returns all commands if the setting is the first of its kind; otherwise SIBLING_COMMANDS commands, which
+    differ from one setting to the next.
     """
     if case.kind:
         return list(commands)
@@ -251,7 +252,7 @@ ADVICE = (
 
 
 def test_the_commands_were_found() -> None:
-    """The list of commands contains the reader, single commands, and subcommands."""
+    """The list contains the command that runs the reader, commands without subcommands, and subcommands."""
     assert {(), ("check",), ("batches", "retry"), ("local", "up"), ("demo",)} <= set(COMMANDS)
     assert len(COMMANDS) > 25
 

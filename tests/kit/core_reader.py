@@ -13,8 +13,8 @@ OTHER_PARTITION = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """Returns limits with the given values, and with defaults for small tests otherwise. Batches are not cut early
-    unless a test requests it.
+    """Returns limits with the given values; all other limits suit small tests. Batches are not cut early unless a
+    test requests it.
     """
     values: dict[str, float] = {
         "batch_messages_max": 2,

@@ -23,7 +23,9 @@ COMMANDS = {
 
 @dataclass
 class FlowerClient:
-    """A running Flower. A call with (path, body, **headers) returns the status and text of a response."""
+    """A running Flower server. Calling the client with (path, body, **headers) sends a request, and returns the
+    status and text of the response.
+    """
 
     fleet: Fleet
     command: list[str]

@@ -1,9 +1,9 @@
 """A gRPC server that forwards calls to another server, and drops requests and responses on demand.
 
 The relay forwards calls as bytes. `Relay.on` is called before each request is forwarded (`LossPoint.REQUEST`) and
-before each response is returned (`LossPoint.RESPONSE`). The arguments of `on` are the method, the moment, and the
-number of the request among the requests for that method, counted from 1. If `on` returns True, the call ends with
-UNAVAILABLE at that moment.
+before each response is returned (`LossPoint.RESPONSE`). `on` is called with the method, the `LossPoint`, and the
+number of the request, counted from 1 for each method. If `on` returns True, the call ends with UNAVAILABLE at that
+point.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ SPECS: dict[str, dict[str, Any]] = {
         maxReplicaCount=NUMBER,
         pollingInterval=NUMBER,
         cooldownPeriod=NUMBER,
-        # The content of this field is a core type, HorizontalPodAutoscalerBehavior.
+        # The type of `behavior` is a core type of Kubernetes, HorizontalPodAutoscalerBehavior.
         advanced=_object({"horizontalPodAutoscalerConfig": _object({"behavior": {"type": "object"}})}),
     ),
     "keda.sh/v1alpha1/TriggerAuthentication": _object(

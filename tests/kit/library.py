@@ -1,9 +1,9 @@
-"""A bucket and tables with a few replays of every kind, for tests of reading replays back.
+"""A bucket and tables with a few replays of every kind, for tests that read replays back.
 
-shop      a session of SDK 11 with clicks, a rage click, requests; whole
-old_shop  the same page with SDK 7, in the same project
+shop      a complete session recorded by SDK 11, with clicks, a rage click and requests
+old_shop  a session on the same page, recorded by SDK 7, in the same project
 mobile    a mobile replay with a video
-holed     segment 2 was never stored, 3 lost its object, 4 lost its row, and 0 was delivered twice
+holed     segment 2 was never stored, 3 has no object, 4 has no row, and 0 was delivered twice
 spoiled   the object of segment 1 contains other data
 shared    one id in two projects
 """

@@ -52,12 +52,12 @@ class Driver(Reader):
         self.parsed(outcome or segment(self._offsets[PARTITION]))
 
     def acknowledge(self, seconds: float = 0.0) -> None:
-        """Acknowledges every sent commit, `seconds` from now."""
+        """Advances the clock by `seconds`, then acknowledges every pending commit."""
         self.now += seconds
         self.acknowledge_commits()
 
     def complete(self, seconds: float = 0.0) -> None:
-        """Completes every running chord, `seconds` from now."""
+        """Advances the clock by `seconds`, then completes every running chord."""
         self.now += seconds
         for dispatch in self.take(do.Dispatch):
             self.succeed(dispatch)

@@ -1,8 +1,8 @@
 """A simulated world with a long outage, in which tasks wait as in production.
 
 The other worlds compress time and have simple retries. Here, the limits are the defaults, and the functions of
-`tasks.retries` decide when a flush task runs again and when it gives up. `ModelBreaker` follows the scripts of
-`tasks.breaker`, which need a Redis with its own clock.
+`tasks.retries` decide when a flush task runs again and when it gives up. `ModelBreaker` reimplements the Redis
+scripts of `tasks.breaker`, because these scripts use the Redis clock instead of the simulated clock.
 """
 
 from __future__ import annotations

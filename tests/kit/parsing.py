@@ -68,14 +68,14 @@ def fact_seconds(row: Row) -> float:
 
 
 def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (event_type, attributes) for each analytics row except the event count."""
+    """Returns (event_type, attributes) for each analytics row except the event-count row."""
     rows = [json.loads(row.json) for row in segment.bigquery]
     made = [(row["event_type"], json.loads(row["attributes"])) for row in rows]
     return [fact for fact in made if fact[0] != "rrweb_event_count"]
 
 
 def kinds(segment: Segment) -> list[str]:
-    """Returns the event type of each analytics row except the event count."""
+    """Returns the event type of each analytics row except the event-count row."""
     return [kind for kind, _ in facts(segment)]
 
 

@@ -140,7 +140,7 @@ class Parents:
 
     def share_with(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
         """Returns a command that runs the module, and the sockets that the command's process must inherit.
-        Programs that the module starts are forked by the parent processes of this object, so the command starts no
+        Programs that the module starts are forked from the existing parent processes, so the command starts no
         parents of its own.
         """
         self.prepare(*LOADED)
@@ -195,7 +195,7 @@ class Fork:
             raise OSError("the parent of forks ended: look for its errors among those of this process")
 
     def poll(self) -> int | None:
-        """Returns the exit code if the fork has ended, otherwise None, as in `subprocess.Popen`."""
+        """Returns the exit code if the forked process has exited, otherwise None, like `subprocess.Popen.poll`."""
         if self._code is None:
             line = self._line(0)
             if line is not None:

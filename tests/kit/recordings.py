@@ -1,4 +1,4 @@
-"""The recordings in tests/recordings: the messages of an SDK, and the actions performed in its page."""
+"""The recordings in tests/recordings: the messages that an SDK sent, and the actions performed on the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kit.paths import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action in the page, as a half-open range of Unix milliseconds."""
+    """One action on the page, with its time as a half-open range of Unix milliseconds."""
 
     what: str
     start_ms: int
@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def actions(self) -> list[Action]:
-        """The actions performed in the page, in order."""
+        """The actions performed on the page, in order."""
         return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
 
     def payloads(self, tag: str) -> list[dict[str, Any]]:

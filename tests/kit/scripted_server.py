@@ -65,12 +65,12 @@ def answers_in_order(answers: Sequence[Answer | Script]) -> Script:
 
 
 def truncated_answer(whole: Answer) -> Answer:
-    """Returns the answer truncated in the middle of its body."""
+    """Returns the response truncated in the middle of its body."""
     return replace(whole, sent_bytes_max=len(whole.body) // 2)
 
 
 def relay_to(url: str) -> Script:
-    """Returns a script that forwards every request to a server and returns the server's answer."""
+    """Returns a script that forwards every request to a server and returns the server's response."""
 
     def answer(request: Received) -> Answer:
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
@@ -90,8 +90,8 @@ def relay_to(url: str) -> Script:
 def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Received]]]:
     """Yields the server's URL and the list of received requests.
 
-    A request larger than `body_bytes_max` gets a 413 without being read, and its connection is closed, as proxies
-    do.
+    If a request is larger than `body_bytes_max`, the server acts like a proxy: it responds with 413 without
+    reading the body, and closes the connection.
     """
     requests: list[Received] = []
 

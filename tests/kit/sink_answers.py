@@ -115,12 +115,12 @@ def changed_proof(sink: str, **other: Any) -> Script:
 
 
 def altered_proof(sink: str, alter: Callable[[Answer], Answer]) -> Script:
-    """Returns a script that responds with the sink's valid response as changed by `alter`."""
+    """Returns a script that sends the sink's valid response after `alter` has changed it."""
     return lambda request: alter(PROOFS[sink](request))
 
 
 def head_of(answer: Answer) -> bytes:
-    """Returns an answer up to its last header, without the empty line that ends the headers."""
+    """Returns an HTTP response up to its last header, without the empty line that ends the headers."""
     lines = [f"HTTP/1.1 {answer.status} OK", *(f"{name}: {value}" for name, value in answer.headers.items())]
     return "".join(f"{line}\r\n" for line in lines).encode()
 

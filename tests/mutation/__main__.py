@@ -1,7 +1,7 @@
 """`python -m tests.mutation`: plants each bug in a copy of the reader and shows which test detects it.
 
-Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
-escapes both methods is a gap in the tests, and the exit code is 1.
+Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. If a bug escapes
+both methods, the tests have a gap, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def judge(mutant: Mutant, seeds: int) -> Verdict:
 
 
 def passes_without_bugs(seeds: int) -> bool:
-    """Returns whether both methods pass without a bug; otherwise their failures would prove nothing."""
+    """Returns whether both methods pass when no bug is planted; if not, their failures would prove nothing."""
     with tempfile.TemporaryDirectory(prefix="healthy-") as name:
         where = Path(name)
         copy(where)

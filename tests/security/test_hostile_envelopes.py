@@ -52,8 +52,8 @@ def refused(receiver: Receiver, reason: Reason) -> int:
 
 
 def test_mutated_envelopes_are_accepted_or_refused_in_one_line(receiver: Receiver) -> None:
-    """If bytes are cut, repeated, swapped or flipped, every request gets 200 or 4xx, and every refusal is
-    counted.
+    """If bytes of an envelope are removed, repeated or changed, or its end is cut off, the response is 200 or 4xx,
+    and every refusal is counted.
     """
     rng = random.Random(SEED)
     statuses: list[int] = []
@@ -61,7 +61,7 @@ def test_mutated_envelopes_are_accepted_or_refused_in_one_line(receiver: Receive
     for _ in range(ENVELOPES):
         content = bytearray(GOOD)
         for _ in range(rng.randrange(1, 4)):
-            # Most mutations are near the beginning, which has most of the structure.
+            # Most mutations are near the beginning, where most of the structure is.
             place = rng.randrange(len(content) if rng.random() < 0.3 else min(len(content), 2600))
             match rng.randrange(4):
                 case 0:
@@ -102,7 +102,7 @@ def test_bodies_are_limited_before_and_after_decompression(
     receiver: Receiver, body: bytes, encoding: str, reason: Reason
 ) -> None:
     """Decompression of a bomb stops at the limit, and a body that is too long is refused because of its
-    announced length.
+    declared length.
     """
     before = refused(receiver, reason)
 
@@ -174,7 +174,7 @@ def test_only_the_key_of_the_dsn_is_accepted(receiver: Receiver, key: str) -> No
 
 
 def test_the_key_may_be_in_a_header_or_in_the_envelope(receiver: Receiver) -> None:
-    """The key may be in a header, as from server SDKs, or in a DSN in the envelope, as from tunnels."""
+    """The key may be in a header (as server SDKs send it) or in a DSN in the envelope (as tunnels send it)."""
     header = {"X-Sentry-Auth": f"Sentry sentry_version=7, sentry_key={KEY}, sentry_client=x"}
     assert Client(receiver.address).ask("POST", "/api/1/envelope/", envelope(), header).status == 200
     content = envelope(dsn=f"http://{KEY}@127.0.0.1/1")

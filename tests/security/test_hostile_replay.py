@@ -85,7 +85,7 @@ def write_letter(settings: Settings, value: bytes) -> None:
 
 
 def produce(settings: Settings, value: bytes) -> None:
-    """Produces the message to the topic, and commits it for the group."""
+    """Produces the message to the topic, and commits the log end offset for the group."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     producer.produce(
         settings.kafka_topic,

@@ -72,7 +72,7 @@ class IgnoredEntries:
 
 
 def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Staging, Manifest, ChordName]:
-    """Returns a batch whose rows are staged as its reader would stage them, and not written yet."""
+    """Stages the rows of a batch as a reader would. Returns the staging, the manifest and the chord's name."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
     batch = make_batch(messages=3)

@@ -23,7 +23,8 @@ from tests.kit.stored_replays import message, store_replays
 from tests.kit.web_pages import Client, signed_in
 
 INFLATED_BYTES = 10 * MiB
-# An idle command uses 110 to 150 MiB. Before this limit existed, the first shape alone used 400 MiB more.
+# A command that reads no recording uses 110 to 150 MiB. Before memory use was bounded, a command that read the
+# first shape used 400 MiB more.
 MEMORY_BYTES_MAX = 330 * MiB
 REPLAY, PROJECT, AT_MS = "6" * 32, 7, 1_780_000_000_000
 _BREADCRUMB = (

@@ -1,5 +1,5 @@
-"""Playing a hostile recording opens no connection: the server that all tricks in the recording point to receives
-nothing.
+"""Playing a hostile recording opens no connection: every trick in the recording points to one server, and this
+server receives nothing.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ def test_the_permission_holds_host_names_only(stored: Settings, host: str):
 def test_a_recording_loads_nothing_of_this_server(stored: Settings):
     """A recording loads nothing from this server, so it can neither use the session nor attempt a login.
 
-    The policy has to allow media and styles from the pages' own address, but the server refuses these requests.
+    The policy has to allow media and styles from the pages' own origin, but the server refuses a recording's
+    requests for them.
     """
     paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
     nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]

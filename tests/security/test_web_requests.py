@@ -136,7 +136,7 @@ def test_no_address_causes_a_server_error(client: Client, target: str):
 
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_no_body_causes_a_server_error(client: Client, number: int):
-    """Any body gets a status below 500. The request has the page's own token, so that its body is read."""
+    """Whatever its body, a request gets a 4xx status. It has the page's own token, so that the body is read."""
     token = f"{TOKEN_HEADER}: {client.get('/api/operate').json['token']}"
     for path in ("/api/operate/batches/retry", "/api/operate/batches/abandon", "/api/operate/letters"):
         sent = (token, "Content-Type: application/json")
@@ -156,9 +156,9 @@ def test_no_header_causes_a_server_error(client: Client, number: int):
 def test_a_client_that_sends_no_request_keeps_no_connection(
     stored: Settings, monkeypatch: pytest.MonkeyPatch, sent: str
 ):
-    """A connection without a complete request is closed at a deadline.
+    """A connection on which no complete request arrives is closed when REQUEST_SECONDS_MAX has passed.
 
-    Opening a connection needs no login, and the number of connections is limited.
+    Otherwise, clients without a login could use up the limited number of connections.
     """
     monkeypatch.setattr("ingest.web.server.REQUEST_SECONDS_MAX", 0.2)
     with served(stored) as running:

@@ -1,4 +1,5 @@
-"""Classifies ClickHouse errors by the server's code if there is one, otherwise by the driver's class.
+"""Classifies ClickHouse errors by the server's code if there is one, otherwise by the class of the driver's
+exception.
 
 ClickHouse has about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
 other code counts as a server error, which means bounded retries and then a parked batch that an operator sees. A
@@ -130,8 +131,8 @@ BLAME_BY_CODE: dict[tuple[int, str], Blame] = {
     (691, "UNKNOWN_ELEMENT_OF_ENUM"): BATCH,
 }
 
-# The user or the password is not accepted, or no password was sent. Other codes of CREDENTIALS concern
-# permissions.
+# The user or the password is not accepted, or no password was sent. The other codes under CREDENTIALS
+# concern permissions.
 LOGIN_CODES = frozenset((192, 193, 194, 516))
 REFUSED_LOGIN = WHAT_TO_DO[Server.CLICKHOUSE, Cause.LOGIN]
 
@@ -159,8 +160,9 @@ _ROW = re.compile(r"\(at row (\d{1,9})\)|is violated at row (\d{1,9})\.")
 _STATUS = re.compile(r"HTTP status (\d{3})")
 _URL = re.compile(r"\s*\(for url [^)]*\)")
 
-# If a row has a column that the table lacks, the server reports this like a wrong value. If the reader is newer
-# than the schema, every row has such a column. These rows are valid and must not become dead letters.
+# If a row has a column that the table lacks, the server returns the same error code as for an invalid value. If
+# the reader is newer than the schema, every row has such a column. These rows are valid and must not become dead
+# letters.
 UNKNOWN_FIELD = "Unknown field found while parsing"
 # If a materialized view fails on rows that its source table accepts, the view is at fault.
 PUSHING_TO_VIEW = "while pushing to view"

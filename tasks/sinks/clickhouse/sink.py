@@ -50,7 +50,8 @@ from tasks.wire import TABLES_BY_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
-# If the server names the first of the remaining rows this many times in a row, it probably refuses all of them.
+# If the server reports the first of the remaining rows as bad this many consecutive times, it probably refuses all
+# of them.
 FIRST_ROW_NAMED_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
 

@@ -67,8 +67,8 @@ SERVER = _names(
     """
 )
 
-# Codes of consumers, transactions and administration, which a producer does not receive. If one ever occurs, it
-# counts as a server error.
+# Codes that only consumers, transactional producers, admin clients or brokers receive, not our producer. If our
+# producer receives one anyway, it counts as a server error.
 NOT_OURS = _names(
     """
     CONCURRENT_TRANSACTIONS DUPLICATE_RESOURCE DUPLICATE_VOTER ELECTION_NOT_NEEDED ELIGIBLE_LEADERS_NOT_AVAILABLE

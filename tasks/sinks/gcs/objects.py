@@ -46,8 +46,8 @@ class Wanted:
 
 
 def is_packed(name: str) -> bool:
-    """Returns whether an object contains many recordings. In other objects, the second part of the name is a
-    project's number."""
+    """Returns whether the object with this name contains many recordings. In the names of other objects, the
+    second part is a project id."""
     return name.split("/", 2)[1:2] == ["packed"]
 
 

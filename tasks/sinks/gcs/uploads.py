@@ -1,6 +1,7 @@
 """Runs the uploads of one write concurrently, and retries an upload within the call if that is likely to succeed.
 
-After a refusal that may be about overwriting (403, 412), the stored object of that name is compared.
+If an upload is refused with 403 or 412, possibly because the object already exists, the stored object is compared
+with the upload.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ from tasks.sinks.outcome import Action, Blame, Failure, seconds_until
 from tasks.units import MiB
 from tasks.wire import Blob
 
-# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes the probes that the account
+# Probes use the prefix with the shortest retention, so that a lifecycle rule deletes any probe that the account
 # cannot delete.
 PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
-# A 429 about "object mutation" applies to one name. Any other 429 means overload, and may request a wait.
+# A 429 about "object mutation" applies to one name. Any other 429 means overload, and its
+# Retry-After header may specify a wait.
 SAME_NAME_SECONDS = 1.0
 # If all remaining uploads would wait longer than this, the write ends and its task is postponed, to free the
 # process.

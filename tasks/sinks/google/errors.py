@@ -1,4 +1,4 @@
-"""Classifies Google errors: responses of its JSON APIs, and exceptions of its client libraries.
+"""Classifies errors of Google services: responses from the JSON APIs, and exceptions from the client libraries.
 
 A Google JSON error is classified by its reasons first and its status second; any other response, such as a proxy's
 page, is classified by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients
@@ -180,8 +180,8 @@ def advice(error: BaseException, missing: str, denied: str) -> str:
 
 
 def blame_of_reasons(reasons: list[str]) -> Blame | None:
-    """Returns the cause according to the reasons of one error; None if they add nothing to its status. Load takes
-    precedence."""
+    """Returns the cause that the reasons in one error indicate; None if they add nothing to the error's status.
+    SERVER takes precedence, because its reasons include overload."""
     found = [
         _BLAME_BY_LOWER_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_BY_LOWER_REASON
     ]
@@ -207,7 +207,7 @@ def classify(error: BaseException) -> Failure:
 
 
 def classify_answer(answer: Answer) -> Failure:
-    """Returns the cause of an unsuccessful response of Google's JSON APIs."""
+    """Returns the cause of an unsuccessful response from Google's JSON APIs."""
     error_object = (answer.json_object() or {}).get("error")
     if not isinstance(error_object, dict):
         return failure_of_status(answer)  # a proxy's page or an empty body; only the status is usable

@@ -153,8 +153,8 @@ def describe_answer(answer: Answer) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """Returns the seconds from now until the time in a Retry-After header, which is a number or a date. Returns
-    None for other values.
+    """Returns how many seconds to wait according to the value of a Retry-After header: a number of seconds or a
+    date. Returns None for other values.
     """
     if not value:
         return None

@@ -50,7 +50,7 @@ def unconfigured(tmp_path: Path) -> dict[str, str]:
 def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
     unconfigured: dict[str, str], arguments: str
 ):
-    """If a command reaches no server, its error line ends with the same advice as the reader's."""
+    """If a command cannot reach a server, its error line ends with the advice to start a local stack."""
     result = without_a_terminal(unconfigured, *arguments.split())
 
     (line,) = result.err.splitlines()

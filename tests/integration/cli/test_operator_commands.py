@@ -82,7 +82,8 @@ def test_without_redis_each_command_reports_what_to_check(
 def test_a_project_is_disabled_while_redis_is_unavailable(operator_system: OperatorSystem):
     """A project can be disabled while Redis is unavailable.
 
-    Readers follow the topic of decisions, and the next command updates the copy in Redis.
+    Readers receive the rule from the operators' topic, and the next command updates the copy of the rules in
+    Redis.
     """
     result = command(operator_system.env | UNREACHABLE_REDIS, "tenants", "kill", "7", "--yes")
 

@@ -52,7 +52,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel, installed next to the packages in THEIRS. Dependencies come from the environment of this test."""
+    """The wheel, installed alongside the packages in THEIRS. Dependencies come from this test's environment."""
     root = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True, timeout=120)
     python = root / "venv" / "bin" / "python"
@@ -92,7 +92,7 @@ def test_other_packages_keep_their_names(installed: Installed) -> None:
     "words", [["--help"], ["web", "--help"], ["local", "--help"], ["check", "--help"]], ids=" ".join
 )
 def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -> None:
-    """The installed command runs outside the repository, next to other packages."""
+    """The installed command runs outside the repository, alongside packages named like our directories."""
     result = installed.run("replays-ingest", *words)
 
     assert result.returncode == 0, result.stderr

@@ -141,10 +141,10 @@ def test_without_a_stack_an_unreachable_server_is_one_readable_line(tmp_path: Pa
 
 
 def test_redis_starts_empty_with_a_broker_that_keeps_no_messages(tmp_path: Path):
-    """If the broker keeps no messages, Redis starts empty: its parked batches and done marks would refer to
-    another log.
+    """If the broker keeps no messages, Redis starts empty, because old parked batches and done marks would refer
+    to a log that no longer exists.
 
-    If the broker keeps its messages, Redis keeps its state until another broker is used.
+    If the broker keeps its messages, Redis keeps its state across restarts, but starts empty with another broker.
     """
 
     def keys_of(kafka: str) -> list[str]:

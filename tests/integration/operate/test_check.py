@@ -68,9 +68,10 @@ def groups(settings: Settings) -> list[str]:
 def test_a_temporary_group_is_joined_committed_and_deleted(
     kafka: Callable[..., Settings], protocol: GroupProtocol
 ) -> None:
-    """A temporary group gets both partitions and commits, and the metadata of a long cut record is read back.
+    """A temporary group is assigned both partitions; metadata as long as the longest cut record is committed and
+    read back.
 
-    No group remains.
+    The group is deleted afterwards.
     """
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 

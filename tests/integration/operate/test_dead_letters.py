@@ -70,7 +70,7 @@ def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Top
     topics.produce(topics.settings.dlq_topic, None, b"garbage", (*headers, ("reason", b"not_msgpack"), *origin))
     topics.write(
         forged(topics, "gcs", "blob", name, b"first letter")
-    )  # the letter 0-1, which the forged header names as replayed
+    )  # letter 0-1, which must not count as replayed
 
     (letter, _) = topics.letters(Selection())
     done = topics.replay(Selection(reason="not_msgpack"))

@@ -215,7 +215,7 @@ def test_top_and_status_report_the_fault(
     name: str, words: tuple[str, ...], broken: dict[str, str], children: Children
 ) -> None:
     """One line of the output of `top` and `status` names the server and says what to do. If Kafka is at fault, no
-    line advises starting a reader, because a reader would be unable to read.
+    line advises starting a reader, because a reader could not read either.
     """
     expected = FAULTS[name]
     shown = replays_ingest(children, broken, *words)

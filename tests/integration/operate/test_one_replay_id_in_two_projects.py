@@ -201,8 +201,8 @@ def test_missing_rows_of_one_are_reported_regardless_of_the_other(two_projects: 
 
 
 def assert_shown(two_projects: TwoProjects, which: Key) -> None:
-    """Asserts that both ways of reading return the project's recordings, and that its row of the materialized view
-    is correct.
+    """Asserts that both ways of reading return the project's recordings, and that the project's row in the
+    materialized view is correct.
     """
     blobs = [bytes(segment.blobs[0].content) for segment in two_projects.segments[which[0]]]
     assert two_projects.recordings(which) == blobs

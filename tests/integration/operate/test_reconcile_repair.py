@@ -119,7 +119,7 @@ def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
 def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     """If objects, rows and facts are deleted and one object is corrupted, only these items are repaired.
 
-    The same damage is repaired twice in a row.
+    If the same damage occurs again, it is repaired again.
     """
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)

@@ -73,8 +73,8 @@ def stored_segments(
 
 
 def test_expired_objects_and_rows_of_missing_objects_are_named(stored_segments: StoredSegments) -> None:
-    """If objects with 30 days of retention still exist after a month, and an object with 90 days is gone, all of
-    them are named.
+    """After 40 days, the audit names every object with a retention of 30 days that still exists, and the missing
+    object with a retention of 90 days whose rows still exist.
     """
     before = audit(stored_segments.settings, grace_days=0)
     names = stored_segments.names

@@ -397,8 +397,8 @@ def test_shutdown_commits_settled_batches(brokers: str, topic: str) -> None:
 
 @pytest.mark.kafka
 def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """If the committed offset is beyond the log, because the topic was recreated, this is reported, and the
-    whole log is read.
+    """If the committed offset is past the end of the log, for example because the topic was recreated, the source
+    reports this and reads the whole log.
     """
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
@@ -676,10 +676,10 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
 
 @pytest.mark.kafka
 def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """Under KIP-848 a killed static member's successor waits until the session ends, because the group refuses
-    it.
+    """Under KIP-848, the group refuses a reader whose instance id is still in use, for example by a killed
+    predecessor whose session has not timed out yet.
 
-    The successor logs one line, does not exit, and then reads.
+    The refused reader logs one line, waits without exiting, and reads once the id is free.
     """
     static = {"group.protocol": "consumer", "group.instance.id": "one"}
     produce(apache_kafka.address, apache_topic, 20)
@@ -701,8 +701,10 @@ def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaK
 
 @pytest.mark.kafka
 def test_two_readers_share_a_topic_under_the_consumer_protocol(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """Under the consumer protocol a second reader takes over drained partitions; every message is read once,
-    and starts are recorded.
+    """Under the consumer protocol, a second reader takes over a drained partition, and every message is read.
+
+    Only the first reader has to choose the offset at which reading starts; the second reader finds a committed
+    one.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 200)

@@ -1,4 +1,4 @@
-"""If Redis fails over under load, reader and workers continue, and every batch arrives."""
+"""If Redis fails over under load, the reader and the workers continue, and every batch reaches the sinks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Messages over the broker are JSON that decodes to the same values, optionally signed; other formats are
-refused.
+"""Celery messages are JSON, optionally signed, and are unchanged after encoding and decoding; workers refuse other
+formats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recordings of real SDKs are drawn like the original pages: every element, its text, box and colors.
+"""Recordings made by real SDKs are rendered like the original pages: every element with its text, box and colors.
 
 `python -m tools.pictures.sides DIRECTORY` takes pictures for the same comparison.
 """

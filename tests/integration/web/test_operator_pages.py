@@ -206,8 +206,8 @@ def test_the_last_hour_is_shown_from_the_readers_heartbeats(pages: Pages):
 
 
 def test_the_page_names_the_bottleneck_and_what_needs_attention(pages: Pages):
-    """If no worker runs and a batch is parked, the page reports both problems, each with a section of the
-    runbook.
+    """If no worker runs and a batch is parked, the page reports both problems, and the runbook has a section for
+    each.
     """
     pages.operator_system.park(0, 1)
     look = pages.client.get("/api/operate").json

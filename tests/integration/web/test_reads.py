@@ -29,7 +29,7 @@ def found(reads: Reads, **chosen: object) -> set[str]:
 
 
 def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
-    """Projects are listed with their number of replays, including replays that lost a row or an object."""
+    """Projects are listed with their number of replays, including replays with a missing row or object."""
     counts = {item.project_id: item.replays for item in reads.projects()}
 
     assert counts == {PROJECT: 4, OTHER_PROJECT: 1, RECORDED_PROJECT: 2}
@@ -102,7 +102,7 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
     ],
 )
 def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, error: str):
-    """If a replay is unknown, the error states where it was searched for."""
+    """If a replay is unknown, the error names the searched project, or says that all projects were searched."""
     with pytest.raises(NotFound, match=error):
         reads.replay(replay_id, project)
 
@@ -132,8 +132,8 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
-    """A segment shows when each sink stored it, according to that sink's own clock, and the Kafka positions of all
-    its deliveries.
+    """A segment has the time at which each sink stored it, according to that sink's own clock, and the Kafka
+    positions of all its deliveries.
     """
     first = reads.segments(reads.replay(HOLED)).all[0]
 

@@ -14,8 +14,8 @@ def test_requests_that_the_proxy_answers_with_an_error_are_not_forwarded() -> No
 
 
 def test_the_milestones_are_reached_one_after_another() -> None:
-    """The first commit is the first committed offset above the one at the end of the outage. A committed offset
-    above the log end offset at the end of the outage includes a new message.
+    """The first commit has happened once a committed offset is above the one at the end of the outage. The first
+    new message is committed once a committed offset is above the log end offset at the end of the outage.
     """
     ends, start = {0: 100, 1: 90}, {0: 10, 1: 20}
     now_ends = {0: 120, 1: 95}

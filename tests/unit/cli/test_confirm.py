@@ -1,4 +1,4 @@
-"""Commands that destroy or resend data never proceed unasked: without a terminal they require `--yes`."""
+"""Commands that destroy or resend data need confirmation: without a terminal, they require `--yes`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ASKING = {
     "erase": ("--project", "11", REPLAY_ID),
     "tenants kill": ("11",),
 }
-# These commands only read, start something, or make a change that another command reverts. Another exception is
-# `dlq replay --id`, because it names each letter.
+# These commands only read, start something, or make a change that another command can revert. `dlq replay --id`
+# does not ask either, because it names each letter.
 NOT_ASKING = {
     *("audit", "batches ls", "batches retry", "batches show", "check", "completion", "demo", "dlq ls", "dlq show"),
     *("events", "fetch", "flower", "inspect", "load", "local down", "local logs", "local status", "local up"),

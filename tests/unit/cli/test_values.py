@@ -23,7 +23,7 @@ NO_SERVERS = {
     "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1",
     "REPLAYS_GCS_ENDPOINT": "http://127.0.0.1:1",
 }
-# Parameters for which any text is a correct value, or which the command checks itself.
+# Parameters that accept any text, or whose text the command checks itself.
 ANY_TEXT = {
     ("batches abandon", "reason"),
     ("dlq ls", "reason"),
@@ -85,7 +85,9 @@ def test_a_wrong_value_is_reported_in_one_line_with_exit_code_2(
 
 
 def test_every_free_text_is_known():
-    """A parameter that accepts any text must be listed, so that wrong values of new parameters are considered."""
+    """A parameter that accepts any text must be listed in ANY_TEXT, so that whoever adds one considers invalid
+    values.
+    """
     found = {
         (path, parameter.name)
         for path, leaf in leaf_commands(main)
@@ -97,7 +99,9 @@ def test_every_free_text_is_known():
 
 
 def test_every_path_that_a_command_writes_is_checked_before_the_command_runs():
-    """A plain path would be found to be unwritable only after the work, or after an irreversible change."""
+    """Without this check, a command would find that it cannot write the file only after all its work, or after an
+    irreversible change.
+    """
     found = {
         (path, parameter.name)
         for path, leaf in leaf_commands(main)

@@ -26,7 +26,7 @@ def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
 
 
 def test_below_the_bounds_messages_are_polled() -> None:
-    """One batch and one byte below its limits, the reader still polls."""
+    """If the reader is one batch below its batch limit and one byte below its byte limit, it still polls."""
     free = pressure()
 
     assert free.update(3, 999, now=0.0) is None

@@ -129,7 +129,7 @@ def test_keys_and_headers_of_a_dead_letter_count() -> None:
 
 
 def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
-    """Each half of a split batch begins and ends at a message, so the same cuts are made after a restart."""
+    """A batch is split between two messages, always at the same offset, so a restart makes the same halves."""
     open_batch = builder(batch_messages_max=5)
     outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
     whole = only(
@@ -201,7 +201,7 @@ def test_the_open_batch_is_cut_at_shutdown() -> None:
 
 
 def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> None:
-    """A reject becomes a dead letter with its batch; a shed message only advances the offset."""
+    """A reject becomes part of its batch; a dropped message only advances the offset."""
     open_batch = builder()
     open_batch.add(0, reject(0), now=0.0)
     open_batch.add(1, drop(), now=0.0)

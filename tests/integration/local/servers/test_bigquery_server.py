@@ -199,8 +199,9 @@ def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: 
 
 
 def test_queries_support_parameters_views_and_dml(client: bigquery.Client, dataset: str, table: str):
-    """Queries with aggregates, array parameters, a deduplicating view or DML work, and return the service's column
-    names.
+    """The server runs DML statements and queries with aggregates, array parameters or a deduplicating view.
+
+    The columns of a result have the same names as in the service.
     """
     rows = [
         row(id=f"r{number % 3}", n=number, at=(NOW - timedelta(hours=number)).isoformat()) for number in range(9)

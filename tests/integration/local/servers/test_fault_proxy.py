@@ -75,8 +75,8 @@ def client(proxy: FaultProxy, timeout_seconds: float = 5) -> http.client.HTTPCon
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
-    """Without a fault, the proxy forwards bodies unchanged: bodies of several megabytes, with every kind of
-    framing, and of several requests per connection.
+    """Without a fault, the proxy forwards bodies unchanged: chunked bodies, bodies of several megabytes, and the
+    bodies of several requests on one connection.
     """
     with FaultProxy(target, http=http_aware) as proxy:
         connection = client(proxy)

@@ -157,8 +157,8 @@ def test_unavailable_brokers_end_the_read(topic_settings: Settings) -> None:
 def test_unavailable_brokers_are_one_error(
     topic_settings: Settings, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Unavailable brokers cause one error; the twenty log lines per second of the client library, which would
-    hide it, are suppressed.
+    """Unavailable brokers cause one error; the client library's log lines (twenty per second), which would hide
+    the error, are suppressed.
     """
     away = topic_settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 

@@ -1,5 +1,5 @@
-"""After a 2xx response that does not prove the write, no sink counts any item as durable, and the error describes
-the response.
+"""After a 2xx response that does not prove that the write succeeded, no sink counts any item as durable, and the
+error describes the response.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""In a bucket that forbids overwriting, an equal object counts as written, a different object becomes a dead
-letter, and a missing permission is an error.
+"""In a bucket that forbids overwriting, an upload succeeds if the existing object is identical, and becomes a dead
+letter if the existing object differs; a missing permission is an error.
 """
 
 from __future__ import annotations

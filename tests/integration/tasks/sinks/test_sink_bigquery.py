@@ -32,7 +32,7 @@ def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
 
 @pytest.fixture
 def migrated(settings: Callable[..., Settings], bigquery_endpoint: str) -> Settings:
-    """Settings whose dataset has all tables."""
+    """Settings that point to a dataset in which all tables exist."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
     list(migrate_tables(made, dry_run=False))
     return made
@@ -78,7 +78,7 @@ def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink
     """If two projects have the same replay id, the table and the view `<table>_exact` have all facts of both.
 
     The two recordings differ only in their project and receive time, and are written within the insertId window.
-    Both chronological orders are tested.
+    The lower project id belongs to the earlier recording in one case, and to the later recording in the other.
     """
     events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
     for earlier, later in ((21, 22), (24, 23)):
@@ -253,7 +253,9 @@ def entry(index: int, reason: str) -> dict[str, Any]:
 
 
 def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None:
-    """If the server refuses a whole request, its good rows are written again without the bad row."""
+    """If the server refuses a whole request because of one row, only this row counts as refused; the caller sends
+    the other rows again without it.
+    """
     with answering(refusing(entry(0, "stopped"), entry(1, "invalid"), entry(2, "stopped"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(PermanentSinkError) as refused:
@@ -265,8 +267,8 @@ def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None
 
 
 def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings]) -> None:
-    """If some rows fail with backend errors, all failed rows are retried, including an invalid row, which the
-    response to the retry names again.
+    """If some rows fail with backend errors, all failed rows are retried. This includes invalid rows, because
+    the response to the retry reports them again.
     """
     with answering(refusing(entry(0, "backendError"), entry(2, "invalid"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))

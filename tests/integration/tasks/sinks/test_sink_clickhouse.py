@@ -218,7 +218,9 @@ def test_a_single_bad_row_is_always_named(sink: ClickHouseSink) -> None:
 
 
 def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) -> None:
-    """Only a limited number of bad rows is named, because each costs two inserts; the caller then bisects."""
+    """The sink identifies only a limited number of bad rows, because each one costs two inserts; beyond the limit,
+    the caller bisects.
+    """
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(number, timestamp="x") for number in range(1, 40)], "token", 20)
 

@@ -79,11 +79,9 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
 
 
 def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settings]) -> None:
-    """A missing agent is not detected over UDP, which gives no confirmation.
+    """A missing agent is not detected over UDP, which gives no confirmation: a known limitation.
 
     The kernel reports an error only sometimes.
-
-    This behavior is a known limit.
     """
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 
@@ -97,7 +95,7 @@ def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settin
 def test_a_missing_agent_behind_a_unix_socket_is_transient(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Over a Unix socket the kernel reports a missing agent.
+    """Over a Unix socket, the kernel reports a missing agent.
 
     Nothing was sent, so every metric is reported as failed. Once an agent is running, the write succeeds.
     """

@@ -229,8 +229,8 @@ def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., 
 
 
 def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
-    """If a 429 requests a longer wait than the deadline allows, the write ends, and its error contains the
-    requested wait."""
+    """If a 429 response specifies a longer wait than the deadline allows, the write fails without a retry, and its
+    error states that wait."""
     with answering(lambda request: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, requests):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:

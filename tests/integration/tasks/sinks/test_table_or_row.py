@@ -331,8 +331,8 @@ def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
 
 
 def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
-    """The probed columns have the names and types in the migrations, except for materialized columns, which are
-    not written.
+    """The probed columns have the names and types that the migrations define. Materialized columns are not probed,
+    because they are not written.
     """
     for table, columns in COLUMNS.items():
         found = rows_place.owner.query(

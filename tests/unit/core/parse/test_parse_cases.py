@@ -43,7 +43,7 @@ def test_the_viewer_can_play_what_the_reader_accepts(name: str, warnings: tuple[
 
 
 def test_vitals_of_sdk_11_have_their_values():
-    """The vitals of SDK 11 are read; the first contentful paint is the time since the page began to load."""
+    """The vitals of SDK 11 are read; the first contentful paint is measured from the start of the page load."""
     found = vitals("vitals-sdk11")
 
     assert found["web-vital.largest-contentful-paint"] == 764

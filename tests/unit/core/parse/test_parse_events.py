@@ -114,7 +114,9 @@ def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
 
 
 def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
-    """Breadcrumbs of the application share one kind of fact, which has the scalar fields of their data."""
+    """Every custom breadcrumb of an application becomes a fact of the kind `breadcrumb`, with the scalar fields of
+    the breadcrumb's data.
+    """
     event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
 
     ((kind, fields),) = facts(events_parsed([event]))
@@ -126,7 +128,7 @@ def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
 
 @pytest.mark.parametrize("data", [None, [1], "text", 7])
 def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
-    """An application's breadcrumb becomes a fact whatever its data is; only its category is required."""
+    """A custom breadcrumb of an application becomes a fact whatever its data is; only its category is required."""
     ((kind, fields),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
 
     assert (kind, fields["category"], fields["data"]) == ("breadcrumb", "x" * 64, {})
@@ -353,7 +355,7 @@ def test_older_names_of_sizes_take_precedence():
     ],
 )
 def test_each_side_is_a_number_or_unknown_on_its_own(data: dict[str, Any], sizes: tuple[list[int], list[int]]):
-    """The sizes of request and response are converted with `int()`; either may be unknown."""
+    """The request and response sizes are converted with `int()`; either may be unknown."""
     assert body_sizes(events_parsed([fetch_event(data)])) == sizes
 
 

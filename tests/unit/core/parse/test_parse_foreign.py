@@ -48,7 +48,7 @@ def test_a_real_recording_is_stored_and_counted(path: Path):
 
 
 def test_a_real_request_has_its_sizes():
-    """A real fetch request of SDK 7.46 or later becomes a fact with its sizes."""
+    """A real fetch request recorded by SDK 7.46 or later becomes a fact with the size of its body."""
     segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
 
     ((kind, fields),) = facts(segment)

@@ -166,7 +166,7 @@ def test_a_large_segment_takes_less_than_twice_its_size(level: int):
 
 
 def test_a_million_events_are_read():
-    """Parsing a million events takes less memory than three times the size of the input."""
+    """The peak memory of parsing a million events is less than three times the inflated size."""
     count = 1_000_000
     text = b"[" + b'{"type":3,"data":{"source":1}},' * (count - 1) + json.dumps(click_event()).encode() + b"]"
     value = message(envelope(frame(zlib.compress(text, 1))))

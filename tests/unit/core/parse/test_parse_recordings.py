@@ -1,4 +1,4 @@
-"""Recorded sessions are parsed: the events sent by an SDK result in rows for the actions performed in its page.
+"""Parses recorded sessions: the events that an SDK sent become rows for the actions performed on the page.
 
 tests/recordings describes the sessions. test_parse_foreign.py covers recordings that we may not redistribute.
 """
@@ -164,7 +164,7 @@ def test_click_rows_have_the_environment(recorded: Recording):
 
 @each_recording
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
-    """Each click in the page becomes exactly one click fact with the same time."""
+    """Each click on the page becomes exactly one click fact, whose time is within that click's time range."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
     done = click_actions(recorded)
 
@@ -205,7 +205,7 @@ def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording)
 
 @each_shop
 def test_the_requests_of_the_page_have_method_status_and_size(recorded: Recording):
-    """The requests of `doFetch` and `doXhr` in shop.html have their method, status and size.
+    """The requests made by `doFetch` and `doXhr` in shop.html become facts with their method, status and size.
 
     SDK 7 does not report a refused request.
     """

@@ -1,4 +1,4 @@
-"""Tests rows and their identities: they are the same on every delivery, are unique, and fit their columns."""
+"""Rows fit their columns, and their identities are unique and the same on every delivery."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_an_identity_consists_of_project_replay_segment_event_and_kind():
 
 @given(st.integers(min_value=0, max_value=2**32 * 1_000_000))
 def test_a_moment_is_written_as_python_writes_it(microseconds: int):
-    """Every timestamp that a row can contain is written with microsecond precision, as by `datetime.isoformat`."""
+    """Every timestamp that a row can contain is written as `datetime.isoformat` writes it, with Z for UTC."""
     exact = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
     assert moment(microseconds / 1_000_000) == exact.isoformat().replace("+00:00", "Z")
