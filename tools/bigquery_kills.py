@@ -5,9 +5,10 @@
 Each batch is staged in a real Redis, and a separate process runs its task against the BigQuery server of the
 embedded stack, with REPLAYS_BIGQUERY_WRITE=storage. Half of the batches are staged as protobuf, as in this
 release, and the others as JSON, as in older releases. The process kills itself (SIGKILL) at one of the points
-below, once or twice, and other processes then run the task to its end. The table itself, without the view, must
-then have each row once. In additional runs, Redis loses the batch between the append and the done mark: rows are
-then repeated, and the view must have each row once. The exit code is 1 if a row is missing or repeated.
+below, once or twice, and other processes then run the task to completion. The table itself, without the view, must
+then contain each row exactly once. In additional runs, Redis loses the batch between the append and the done mark:
+the table then contains repeated rows, and the view must return each row exactly once. The exit code is 1 if a row
+is missing or repeated.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Share:
         return 100 * self.covered / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """Returns the share with one file added. `summary`: the file's summary in Coverage's JSON report."""
+        """Returns the counts including one more file. `summary`: the file's summary in Coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
             self.covered + summary["covered_lines"] + summary.get("covered_branches", 0),

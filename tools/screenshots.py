@@ -109,7 +109,9 @@ def _load(fleet: Fleet, directory: Path, seconds: int, rate: float, ended: threa
 
 
 def _break(fleet: Fleet, proxy: FaultProxy, seconds: int) -> None:
-    """Waits for half of the load, then makes ClickHouse refuse connections until PARKED_MIN batches are parked."""
+    """Waits for half of the load's duration, then makes ClickHouse refuse all connections, and waits until
+    PARKED_MIN batches are parked.
+    """
     time.sleep(seconds / 2)
     producer = Producer({"bootstrap.servers": fleet.settings.kafka_brokers})
     for text in (b"this is no recording", b"\x93\x01\x02\x03", b'{"payload": "json instead of msgpack"}'):

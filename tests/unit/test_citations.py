@@ -248,8 +248,8 @@ def test_a_broken_citation_is_found(words: str):
     ],
 )
 def test_a_broken_citation_is_found_in_prose(words: str):
-    """Broken citations are found in prose, whether they are the end of a file's path, a name in a module, or a
-    link.
+    """Broken citations are found in prose, whether they consist of the last part of a file's path, a name in a
+    module, or a link.
     """
     text = Text(ROOT / "README.md", 1, words)
 

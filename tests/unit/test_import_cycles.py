@@ -47,8 +47,8 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom
 
 
 def imported_modules(source: str, modules: Iterable[str]) -> set[str]:
-    """Returns the `modules` that this source imports directly: `from a import b` is `a.b` if that is a module,
-    otherwise `a`.
+    """Returns the `modules` that this source imports directly. `from a import b` counts as an import of `a.b` if
+    that is a module, otherwise of `a`.
 
     The implicit import of the package `a` by `import a.b` is ignored, because the `__init__` of `a` is complete
     before `a.b` runs. If that `__init__` itself imports `a.b`, that import is counted.

@@ -32,7 +32,7 @@ LIBRARIES = GOOGLE | {
     "tornado",
     "urllib3",
 }
-# google-cloud-bigquery loads these if pandas is installed, which the product does not depend on.
+# google-cloud-bigquery loads these if pandas is installed. The product does not depend on pandas.
 ANALYTICS = {"google.cloud.bigquery_storage_v1", "numpy", "pandas", "pyarrow"}
 
 READER = """

@@ -1,5 +1,5 @@
-"""In a production install without the extras, everything that runs there can be imported, and other commands name
-the missing extra.
+"""In a production install without the extras, every production program can be imported, and a command that needs
+an extra names it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ metadata.version = version
 
 
 def names_of_extras() -> set[str]:
-    """Returns the distributions that only one of our extras requires."""
+    """Returns the distributions that are required only by extras, not by the base installation."""
     wanted = [Requirement(text) for text in metadata.requires("replays-ingest") or []]
     always = {
         requirement.name

@@ -52,7 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=NAMES, action="append", help="server to run; may be repeated")
     parser.add_argument("--json", type=Path, help="file for the result")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".contract", help="directory of the environments")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / ".contract", help="directory for the servers' virtual environments"
+    )
     arguments = parser.parse_args()
     try:
         found = judge(arguments.cache, tuple(name for name in NAMES if name in (arguments.only or NAMES)))

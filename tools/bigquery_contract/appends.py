@@ -186,7 +186,7 @@ def codes_of_errors(target: Target) -> None:
 
 
 def bad_rows_are_named(target: Target) -> None:
-    """An append with bad rows fails with INVALID_ARGUMENT, names each bad row, and stores none of its rows.
+    """An append with bad rows fails with INVALID_ARGUMENT; the error names each bad row, and no row is stored.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

@@ -92,7 +92,7 @@ def _refusals(errors: Mapping[int, Sequence[str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. `pages`: titles of the pages of Google's documentation with which it is compared."""
+    """One operation. `pages`: titles of the pages in Google's documentation with which the result is compared."""
 
     name: str
     what: str
@@ -369,7 +369,7 @@ def run_operation(target: Target, chosen: Operation) -> str:
 
 
 def plain(text: str, target: Target) -> str:
-    """Returns the text on one line, without addresses and generated names."""
+    """Returns the text on one line, without addresses or generated names."""
     text = " ".join(text.split()).replace(target.dataset, "DATASET").replace(target.rest, "SERVER")
     text = re.sub(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", "ID", text)
     text = re.sub(r"(/[\w.+-]+){3,}", "PATH", text)

@@ -28,7 +28,7 @@ TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
 ANSWER_TICKS = 2
 
-# Attributes that hold past times. The number is an age in ticks; all ages above this number are equivalent to it.
+# Attributes that hold the time of a past event. The number is the highest age that is distinguished, in ticks.
 AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
@@ -36,11 +36,11 @@ AGES = {
     "_cut_early_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }
-# Attributes that hold future times at which something happens.
+# Attributes that hold the time of a future event.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
-# Constants, values that are shown to operators, and counts of rejects. No decision reads these attributes under
-# the limits of the model.
+# Constants, values that are shown to operators, and counts of rejects. With the limits that the model sets, no
+# decision depends on these attributes.
 OMITTED_ATTRIBUTES = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),

@@ -106,18 +106,18 @@ class CoreModel:
     """A model for `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`:
     messages may expire.
 
-    A state consists of both readers and the board. If the readers can no longer affect each other, a reader is
-    explored alone, as the state of this *single* reader and its partitions. There are two cases:
+    A state consists of both readers and the board. If the readers can no longer affect each other, a *single*
+    reader is explored: the state then consists of this reader and its partitions. There are two cases:
 
     - A reader has lost its partitions and has not detected the loss. The reader's commits are refused, and its
-      chords cannot violate an invariant by making items durable. Once the reader detects the loss, or after a
-      crash, it is equivalent to a fresh reader.
+      chords only make items durable, which cannot violate an invariant. Once the reader detects the loss, or after
+      a crash, it is equivalent to a fresh reader.
     - No further fault is allowed, every partition has an owner, and no partition is being released. Each
       reader is then explored alone.
 
-    If two states differ only because the two readers are swapped, or two partitions with equal logs, the states
+    If two states differ only because the two readers, or two partitions with equal logs, are swapped, the states
     are equivalent, and only one of them is explored. `every_order` explores both readers of each state together,
-    to verify this argument.
+    to verify that exploring a single reader misses nothing.
 
     A label contains the number of the event and three bits: which reader performs the event, whether the readers
     are swapped in the next state, and whether the partitions are swapped in the next state.
@@ -161,7 +161,7 @@ class CoreModel:
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
         """Returns the representative of all equivalent states, packed into one number, and a bit mask: 2 if the
-        readers were swapped to obtain it, 1 if the partitions were swapped.
+        readers were swapped to obtain this representative, 1 if the partitions were swapped.
         """
         turn = self._may_exchange_partitions and self._order(one, other, board)
         if turn:
@@ -170,8 +170,8 @@ class CoreModel:
         return state, mirror | turn
 
     def _single(self, reader: int, board: int) -> tuple[int, int]:
-        """Returns the state with only this reader, packed into one number, and 1 if the partitions were swapped to
-        obtain it, otherwise 0.
+        """Returns a pair: the state with only this reader, packed into one number, and 1 if the partitions were
+        swapped to obtain this state, otherwise 0.
         """
         board = self._own_board(reader, board)
         if self._may_exchange_partitions and self._order(reader, self._fresh, board):
@@ -302,8 +302,8 @@ class CoreModel:
     def _arrive(
         self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
     ) -> Iterator[tuple[int, int]]:
-        """Yields (label, next state) for a step that leads to the readers `one` and `other` and to `board`, given
-        as the numbers of their states. `last`: no further fault is allowed.
+        """Yields (label, next state) for a step after which the readers have the states `one` and `other` and the
+        board has the state `board`; all three are state numbers. `last`: no further fault is allowed.
         """
         if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
             state, turned = self._canonical(one, other, board)

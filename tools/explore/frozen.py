@@ -52,7 +52,9 @@ class _Pickler(pickle.Pickler):
         self._is_atom = is_atom
 
     def reducer_override(self, obj: Any) -> Any:
-        """Replaces kept objects. Called for every object except plain numbers, strings and collections."""
+        """Replaces frozen objects with references. Called for every object except plain numbers, strings and
+        collections.
+        """
         kind = type(obj)
         if kind is type or not (kind is Rejects or self._is_atom(kind)):
             return NotImplemented
@@ -69,8 +71,8 @@ def kept(number: int) -> Any:
 
 
 def _keep(obj: Any) -> int:
-    """Keeps an object and returns its number. Objects are compared by identity, because equal objects may differ
-    in fields that are not compared, such as displayed times.
+    """Stores an object unless it is already stored, and returns its number. Objects are compared by identity,
+    because equal objects may differ in fields that are not compared, such as displayed times.
     """
     number = _numbers.get(id(obj))
     if number is None:

@@ -86,7 +86,7 @@ class Client:
         return found
 
     def time(self) -> tuple[int, int]:
-        """Always returns the same time, because no deadline of a task passes in the model."""
+        """Always returns the same time, because task deadlines never expire in the model."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
@@ -94,7 +94,9 @@ class Client:
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
-        """Returns a callable like that of redis-py. The breakers that their scripts report are always closed."""
+        """Returns a callable, as redis-py's `register_script` does. The scripts of the circuit breakers always
+        report a closed breaker.
+        """
         if text in (breaker._REQUEST_SCRIPT, breaker._REPORT_SCRIPT):
             return lambda keys, args: list(CLOSED) if text == breaker._REQUEST_SCRIPT else b"closed"
         return lambda keys, args: self.ask("script", text, len(keys), tuple(map(_text, args)))

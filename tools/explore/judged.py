@@ -1,4 +1,4 @@
-"""Classifies, by whether they break safety, the bugs planted by tests/mutation that simulated worlds miss.
+"""States, for each planted bug in tests/mutation that simulated worlds miss, whether the bug breaks safety.
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
 messages into two different batches, decrease an offset, or let two owners write. The explorer runs `Pipeline` and

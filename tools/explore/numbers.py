@@ -1,4 +1,4 @@
-"""Maps objects to numbers, so that states are small and compare fast."""
+"""Maps objects to numbers, so that states are small and fast to compare."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class Log(NamedTuple):
 
 
 def ends_in(offset: int, record: str) -> list[int]:
-    """Returns the ends of batches in the metadata of a commit. The ends are encoded after `c=` as differences in
-    base 36, starting at the offset.
+    """Returns the batch ends that a commit's metadata contains. After `c=`, each end is encoded in base 36 as its
+    difference from the previous end, and the first end as its difference from the committed offset.
     """
     ends: list[int] = []
     for part in record.split(";"):

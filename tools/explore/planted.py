@@ -181,7 +181,7 @@ class Found:
 
 
 class OutOfDate(Exception):
-    """The code for a planted bug has changed, so the bug must be rewritten."""
+    """The code that a planted bug replaces has changed, so the planted bug must be rewritten."""
 
 
 def copy(into: Path) -> None:

@@ -1,8 +1,8 @@
 """Runs the real code of workers and of dispatch, one round trip to Redis or a sink at a time.
 
 A program is code that uses Redis and a sink. Each step runs it from its beginning with the responses received so
-far, up to its next request. The state of a program is therefore the list of its responses, and no call stack has
-to be copied.
+far, up to its next request. The state of a program is therefore the list of responses that it has received, and no
+call stack has to be copied.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Programs:
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
-    """Stages items without a done mark. Returns the tasks to start; if there are none, the stage is durable."""
+    """Stages the items of tasks that have no done mark. Returns the tasks to start; if there are none, the stage
+    is durable.
+    """
     chord, staging = program.chord, Staging(client, SETTINGS)  # type: ignore[arg-type]
     missing = staging.unmarked(manifest(chord.reader), tasks_of(chord.rows))
     if missing:
@@ -165,8 +167,8 @@ START = {"dispatch": dispatch, "discard": discard, "report": report, "run": run}
 
 
 class Sink:
-    """A simulated sink. Each write is an `Effect`, like a round trip to Redis. The response is empty, or the
-    reason why the write fails.
+    """A simulated sink. Each write is an `Effect`, as is each round trip to Redis. The response to a write is
+    empty, or the reason why the write fails.
     """
 
     def __init__(self, client: Client) -> None:

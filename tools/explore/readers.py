@@ -76,7 +76,8 @@ class Entry(NamedTuple):
 class Reader(NamedTuple):
     """One process. `core`: the state of its pipeline, as a number.
 
-    `unrecorded`: ends of batches cut since the last tick that the broker has not stored yet, as (partition, end).
+    `unrecorded`: batch ends, as (partition, end), that were cut since the last tick and that the broker has not
+    stored yet.
     """
 
     core: int
@@ -675,8 +676,8 @@ def describe_event(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """Returns the partition with this commit stored. The number of starts is left out of the cut record, because
-    an assignment resets it.
+    """Returns the state of the partition after the broker has stored this commit. The number of starts is left out
+    of the cut record, because an assignment resets it.
     """
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 

@@ -24,7 +24,10 @@ DATADOG = NAMES.index("rows/datadog/0")
 
 
 class Running(NamedTuple):
-    """A program and its responses so far. `marked`: the done mark of its task was set when it began."""
+    """A program and the responses that it has received.
+
+    `marked`: the task of this program had a done mark before the program started.
+    """
 
     program: Program
     answers: tuple[object, ...] = ()
@@ -50,8 +53,8 @@ class World(NamedTuple):
     durable.
 
     `reader`: number of the current reader process. `settled`: the batch is settled, and its staged data was
-    discarded or lost. `writes`: number of writes, by task. `queue`: task deliveries that no worker has started,
-    with their number of tries. `ends`: chords whose callback is queued. `faulty`: a fault has occurred.
+    discarded or lost. `writes`: number of writes, by task. `queue`: tasks that no worker has started, each with
+    its number of tries so far. `ends`: chords whose callback is queued. `faulty`: a fault has occurred.
     """
 
     reader: int = 0
@@ -89,7 +92,7 @@ class StagingModel:
 
     @property
     def figures(self) -> str:
-        """Returns figures of the search, as text."""
+        """Returns the number of round trips and results in the search, as text."""
         return f"{len(self._programs)} round trips and results of the real code"
 
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
     python -m tools.gameday.page .gameday/gameday.json [FILE ...]
 
-Each file is one run, with its own table. The tables replace the text between the two markers of the page; the rest
+Each file is one run, with its own table. The tables replace the text between the two markers in the page; the rest
 of the page is written by hand.
 """
 

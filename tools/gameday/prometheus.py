@@ -195,7 +195,7 @@ class Prometheus(Server):
         return every, max(0, every - on_time)
 
     def fired(self, start: float, end: float) -> set[str]:
-        """Returns the names of the alerts that fired at any second of the period."""
+        """Returns the names of the alerts that fired at any time during the period."""
         series = self.history('ALERTS{alertstate="firing"}', start, end)
         return {found["metric"]["alertname"] for found in series}
 

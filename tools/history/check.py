@@ -1,7 +1,7 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
-`judge` uses only timed operations from logs and the broker, and shares no code with the reader. All times are in
-seconds, from the same wall clock. Each operation has a request time and a response time, and took effect at
+`judge` uses only timestamped operations from logs and the broker, and shares no code with the reader. All times
+are in seconds, from the same wall clock. Each operation has a request time and a response time, and took effect at
 some time between the two.
 """
 

@@ -31,7 +31,7 @@ stored."""
 
 
 class LoggedOperations:
-    """Operations in the log of one reader, over all of its processes."""
+    """Operations in the log of one reader, across all of its processes."""
 
     def __init__(self, name: str) -> None:
         self.commits: list[Commit] = []
@@ -108,8 +108,8 @@ class LoggedOperations:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _add_unanswered(self) -> None:
-        """Adds operations that were open when the process ended: commits without a response, and the partitions
-        that the process still owned at its last log line.
+        """Adds what was still open when the process ended: commits without a response, and partitions that the
+        process still owned. Their ownership is considered to end at the last log line.
         """
         self._release([*self._assigned_at], self._last_line_at)
         for key, sent in self._waiting.items():

@@ -1,1 +1,1 @@
-"""Builds the container image, and tests it as described in docker-compose.yml with the embedded stack."""
+"""Builds the container image, and runs its services in docker-compose.yml with the embedded stack."""

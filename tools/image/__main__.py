@@ -1,4 +1,4 @@
-"""Builds the container image and runs it as described in docker-compose.yml, with the embedded stack.
+"""Builds the container image, and runs its services in docker-compose.yml with the servers of the embedded stack.
 
     python -m tools.image [--patience FACTOR]        (make image)
 

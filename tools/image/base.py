@@ -18,7 +18,7 @@ from tools.image.outcome import Lines, NotDone, last_line
 DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
-# Packages that the Dockerfile and Celery require, and packages that Docker's own Python image installs from
+# Packages that the Dockerfile and Celery require, and packages that the official Python image installs from
 # Debian.
 PACKAGES = (
     "passwd",
@@ -56,7 +56,9 @@ def debian_base() -> tuple[str, list[str]]:
 
 
 def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float) -> str:
-    """Returns the name of a base image in the engine's store, and builds it if necessary. Raises NotDone."""
+    """Ensures that the engine has a base image, and returns the name of this image. If the image that the
+    Dockerfile names can be neither found nor pulled, a base image is built from Debian's packages. Raises NotDone.
+    """
     image = REGISTRY + wanted(dockerfile)
     if engine.has(image):
         return image

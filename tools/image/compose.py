@@ -37,7 +37,9 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """Returns the service with the given server addresses, and with free ports of the host."""
+        """Returns the service with the server addresses in its environment, and with the ports in its health check
+        replaced as given by `ports`.
+        """
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
@@ -115,7 +117,9 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
 
 
 def _directory(name: str, volume: str) -> str:
-    """Returns the directory of a named volume, which is anonymous here and is removed with its container."""
+    """Returns the directory at which the service mounts a named volume. Without the name, Podman mounts an
+    anonymous volume, which is removed with the container.
+    """
     source, _, directory = volume.partition(":")
     if not NAMED_VOLUME.fullmatch(source) or not directory.startswith("/"):
         raise ValueError(f"{name}: {volume} is not a named volume")

@@ -1,7 +1,7 @@
 """Reproduces the pages in `tests/recordings/pages` as they were at two points in time in each recording.
 
-A page is served without an SDK, and the recorded actions up to the given point in time are repeated in it.
-`facts.json` has the times of the actions, and `MOMENTS` has the code that repeats them.
+A page is served without an SDK, and the recorded actions up to the given point in time are performed on it again.
+`facts.json` contains the times of the actions, and `MOMENTS` contains the code that performs the actions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Act = Callable[[Page, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point in time in a recording: its name, its offset in milliseconds from the start in `facts.json`, and the
-    actions up to that point.
+    """A point in time in a recording: its name, its offset in milliseconds from the recording's start, and the
+    actions up to that point. `facts.json` contains the time of the start.
 
     The actions receive the page and the number of frames that the replayed page shows.
     """
@@ -120,8 +120,8 @@ def served() -> Iterator[str]:
 
 @contextmanager
 def original(browser: Browser, address: str, name: str, moment: Moment, frames: int = 0) -> Iterator[Page]:
-    """Yields the original page of a recording at a point in time. Files from other servers are not loaded, as in
-    the player.
+    """Yields the original page of a recording at a point in time. As in the player, files from other servers are
+    not loaded.
     """
     page = browser.new_page(viewport=VIEWPORT)
     try:

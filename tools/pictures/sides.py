@@ -67,7 +67,7 @@ def wait_until_stored(page: Page, state: Any, name: str) -> None:
 
 
 def played(page: Page, pages: str, address: str, name: str, moment: Moment) -> Frame:
-    """Opens the recording at a point in time, in the replay page. `pages`: address of the web pages."""
+    """Opens the recording at a point in time on the replay page. `pages`: base URL of the web pages."""
     timeline = page.request.get(f"{pages}/api/replays/{address}/timeline").json()
     seconds = (facts(name)["start"] + moment.after_ms - timeline["start_ms"]) / 1000
     page.goto("about:blank")

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--faults", type=int, help="number of faults in the exhaustive check; default: that of the specification"
     )
-    parser.add_argument("--logs", type=Path, help="replay the logs below this directory instead of worlds")
+    parser.add_argument("--logs", type=Path, help="replay the logs in this directory instead of simulated worlds")
     options = parser.parse_args(arguments)
     if spin.missing():
         print(spin.missing())

@@ -1,9 +1,8 @@
 """Converts the logged steps of readers to actions of the specification, by partition.
 
-Readers cannot observe all actions of the specification. Actions that readers cannot observe are added here, as
-late as possible: the group reassigns a partition, or a worker writes and marks the items that a completion
-reports. The search determines when the broker stored a commit. Offsets become ranks, because only their order
-matters.
+Readers can observe only some actions of the specification. The other actions are added here, as late as possible:
+the group reassigns a partition, or a worker writes and marks the items that a completion reports. The search
+determines when the broker stored a commit. Offsets become ranks, because only their order matters.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ACTIONS = (
 
 
 class Unreadable(Exception):
-    """Raised if the steps do not form a complete run, so that there is no history."""
+    """Raised if the steps do not form a complete run and therefore cannot be converted to actions."""
 
 
 class Action(NamedTuple):
@@ -121,8 +120,8 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
     """Leaves out assignments that the group had already revoked when their reader handled them, for example
-    because the reader was suspended. Such a reader sent only commits, none of which is known to be stored, and
-    lost the partition.
+    because the reader was suspended. Before it detected the loss of the partition, such a reader did nothing but
+    send commits, none of which is known to have been stored.
 
     Otherwise the steps of the actual owner would look like those of a former owner. If such a commit was stored
     after all, the history is refused, because the next owner reads a record that no reader in the history wrote.
@@ -182,8 +181,9 @@ class History:
     def _commits(self) -> dict[int, _Sent]:
         """Returns commits by the index of their step.
 
-        A response is assigned to the newest pending equal commit of the reader, because a reader that sent a
-        commit twice cannot distinguish the responses, and uses the first one for the commit for which it waits.
+        A response is assigned to the reader's newest commit that has the same content and no response yet. A
+        reader that sent the same commit twice cannot tell the responses apart, and takes the first one as the
+        response to the commit for which it is waiting.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}

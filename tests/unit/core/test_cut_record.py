@@ -116,7 +116,9 @@ def test_the_record_of_the_previous_release_is_read() -> None:
     ],
 )
 def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str) -> None:
-    """The reason why a record is unreadable, for example after a rollback, is reported for the log."""
+    """The reason why a record is unreadable (for example, because a newer release wrote it) is returned, so that
+    the reader can log it.
+    """
     assert reason_ignored(text) == reason
 
 
@@ -142,6 +144,6 @@ def test_a_refused_length_halves_the_budget_down_to_zero() -> None:
 
 
 def test_ends_must_ascend() -> None:
-    """Ends that do not ascend raise AssertionError, because they are a programming error."""
+    """Ends that are not in ascending order raise AssertionError, because they indicate a programming error."""
     with pytest.raises(AssertionError):
         encode(5, Record(stops=(5,)), BYTES_MAX)

@@ -684,7 +684,8 @@ def test_a_batch_with_its_own_cause_is_not_restarted_by_each_success() -> None:
                 runtime.settle_stages(dispatch)
         runtime.advance(0.5)
 
-    # The retries wait for 4, 8, 16, 32 and 60 s, with jitter. The first success restarted the sequence once.
+    # The retries wait for 4, 8, 16, 32 and 60 s, with jitter. The first success of another batch restarts this
+    # backoff sequence; later successes do not.
     assert 3 <= starts <= 8
 
 
@@ -705,8 +706,8 @@ def test_a_success_in_other_sinks_does_not_prove_that_the_failed_sink_works() ->
 
 
 def test_while_sinks_are_unavailable_one_parked_batch_is_retried_per_interval() -> None:
-    """After half an hour without a sink, the backoff of all batches is a minute, but at least every 15 seconds one
-    batch is started, beginning with the batch that has been parked longest. The number of starts stays bounded.
+    """After half an hour without a sink, every batch has a backoff of up to an hour, but one batch is retried
+    every 15 seconds, beginning with the batch that has been parked longest. Retries are not much more frequent.
     """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=5.0, retry_backoff_seconds_max=3600.0)
     runtime.segments(4)
@@ -810,8 +811,8 @@ def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
 
 
 def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
-    """A retry request for a batch that is no longer parked, as after a second click, or for another reader's batch
-    changes nothing.
+    """A retry request changes nothing if its batch is no longer parked (for example, after a second click) or
+    belongs to another reader.
     """
     runtime = reader()
     runtime.segments(2)

@@ -163,7 +163,7 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
 
 
 def test_time_while_the_process_is_suspended_does_not_count() -> None:
-    """Time in which the process is suspended does not count as waiting: the clock advances, but nothing is
+    """Time during which the process is suspended does not count as waiting: the clock advances, but nothing is
     fetched.
     """
     runtime = successor()

@@ -106,9 +106,9 @@ def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() ->
 
 
 def test_a_response_that_would_move_the_start_is_doubtful() -> None:
-    """A response is doubtful if it has no offset, or offset 0 without a cut record.
+    """A second request must verify a response that has no offset, or offset 0 without a cut record.
 
-    The group's own commit at offset 0 has a cut record.
+    If a reader of this group has committed offset 0, the commit has a cut record.
     """
     assert is_doubtful(StoredCommit())
     assert is_doubtful(StoredCommit(0))

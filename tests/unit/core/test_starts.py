@@ -97,7 +97,8 @@ def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
     """The offset after a gap is committed at once, and its record omits the planned batch ends inside the gap.
 
-    If it were not committed, the reader would choose a new start after a crash, and with `latest` a later offset.
+    Without this commit, the reader would choose a new start after a crash, which with `latest` would be a later
+    offset.
     """
     runtime = started_reader("2;c=5,2s")
     records(runtime)

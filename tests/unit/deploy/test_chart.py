@@ -263,7 +263,7 @@ def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
 
 
 def test_the_values_schema_accepts_the_defaults_and_no_unknown_name():
-    """The values schema accepts the defaults and refuses a misspelt name, or a secret among the settings.
+    """The values schema accepts the defaults, and refuses misspelled names and secrets among the settings.
 
     helm validates values against this schema during installation.
     """

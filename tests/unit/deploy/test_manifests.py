@@ -1,4 +1,4 @@
-"""Tests that the deployment's files have safe defaults for each step of a deployment."""
+"""Tests that the Kubernetes manifests and docker-compose.yml have safe defaults, also for drains and upgrades."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
 
 
 def test_no_workload_resets_the_replicas_that_keda_chose():
-    """No workload sets its replicas, because `kubectl apply` would then scale everything down, even during a
-    backlog.
+    """No workload that KEDA scales sets `replicas`, because `kubectl apply` would then scale it down, even
+    during a backlog.
     """
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])

@@ -28,7 +28,7 @@ from tests.kit.observed_reader import Driver
 class Counted:
     """Counts the same costs exactly, for comparison.
 
-    `series` contains the sums of the series as read by a scraper with an interval of one second.
+    `series` contains the value of each metric series, which is the sum of the costs that each tick added to it.
     """
 
     def __init__(self, listed_max: int = 5) -> None:
@@ -125,9 +125,9 @@ def test_a_project_takes_only_one_place():
 
 
 def test_similar_projects_do_not_alternate():
-    """If two projects compete for one place, they do not alternate in it.
+    """If two projects with similar costs compete for one slot in the list, they do not keep displacing each other.
 
-    The first project keeps its place until the second project costs clearly more.
+    The first project keeps its slot until the second project costs clearly more.
     """
     counted = Counted(listed_max=1)
     names = []

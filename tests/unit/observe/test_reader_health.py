@@ -1,4 +1,4 @@
-"""Tests the reader's probes: the reader is live if its loop runs, and ready if it does its work."""
+"""Tests the reader's probes: the reader is live while its loop runs, and ready while it can process messages."""
 
 from __future__ import annotations
 

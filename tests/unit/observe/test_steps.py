@@ -127,7 +127,9 @@ def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
 
 
 def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
-    """A chord that could not be started is logged as parking its batch, although operators see no entry."""
+    """If a chord could not be started, the log says that its batch is parked, although operators do not see the
+    batch as parked.
+    """
     reader = followed_reader()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -245,8 +247,8 @@ def test_a_recreated_log_is_another_assignment() -> None:
 
 
 def test_the_end_of_the_log_is_a_step() -> None:
-    """The end of the log is logged as a step, because its offsets have no messages and the specification treats
-    them as empty.
+    """A reader that reaches the end of a partition logs the offsets up to the end as a step, because they hold no
+    messages and the specification treats them as empty.
     """
     reader = followed_reader()
     reader.handle_event(on.EndReached(PARTITION, reader.epoch(), 0, 3))

@@ -85,7 +85,7 @@ def test_an_invalid_traceparent_header_starts_a_new_trace(spans: InMemorySpanExp
 
 
 def test_the_error_of_a_failed_flush_has_no_secrets(spans: InMemorySpanExporter):
-    """The span of a failed flush has the error as its status, without the password in the URL."""
+    """The span of a failed flush has the error message as its status, with passwords removed from URLs."""
     request = SimpleNamespace(headers={"traceparent": TRACES[0]}, retries=2)
 
     with pytest.raises(ConnectionError), telemetry.sink_span(request, "clickhouse"):

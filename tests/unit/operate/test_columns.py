@@ -86,8 +86,8 @@ def test_an_empty_column_never_takes_the_room_of_a_text():
 
 
 def test_the_width_of_unprintable_and_wide_letters_is_known():
-    """The width of text is computed correctly: control characters are replaced before the layout, and a character
-    may be two columns wide.
+    """The width of text is computed correctly: control characters are replaced before the text is laid out, and a
+    character may be two terminal cells wide.
     """
     table = FittedTable((Column("user", room=6), Column("id")))
     table.add_row(Text("\x1b[31mann", style="bold"), "0-1")

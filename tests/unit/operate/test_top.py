@@ -119,7 +119,7 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
 def test_the_lag_is_unknown_until_it_is_reported(
     partitions: tuple[PartitionState, ...] | None, shown: str
 ) -> None:
-    """The lag is shown as unknown, and not as 0, until a reader has reported every partition's end."""
+    """The lag is shown as unknown, not as 0, until a reader has reported the end offset of every partition."""
     readers = () if partitions is None else (ReaderStatus(reader="r1", snapshot=Snapshot(0.0, partitions)),)
     redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
     drawn = io.StringIO()

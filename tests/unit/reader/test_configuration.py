@@ -72,8 +72,8 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
 
 
 def test_a_long_session_makes_the_poll_interval_as_long() -> None:
-    """If the session is long, the poll interval has the same length, because librdkafka refuses a shorter
-    interval.
+    """If the session timeout exceeds the maximum poll interval, that interval is raised to the session timeout,
+    because librdkafka refuses a shorter one.
     """
     config = consumer_config(settings_with(kafka_session_timeout_seconds=900))
 
@@ -93,5 +93,7 @@ def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
 
 
 def test_added_partitions_are_noticed_long_before_librdkafka_would() -> None:
-    """Added partitions are noticed long before librdkafka's own refresh, which takes up to five minutes."""
+    """Added partitions are noticed within 30 seconds, because the metadata refresh interval is shorter than
+    librdkafka's default of five minutes.
+    """
     assert consumer_config(settings_with())["topic.metadata.refresh.interval.ms"] == 30_000

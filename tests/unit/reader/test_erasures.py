@@ -59,8 +59,8 @@ def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
 
 @pytest.mark.parametrize("name", ["id", "username", "email"])
 def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None:
-    """The erasure of a user stores only a digest, which differs per project, and matches any of the user's
-    names.
+    """The erasure of a user stores only a digest of the given name, which differs per project. It drops messages
+    in which the user's id, username or email is that name.
     """
     theirs = {"replay_event": replay_event(user={"id": "someone", name: "ann@shop.example"})}
     key = user_key(11, "ann@shop.example")

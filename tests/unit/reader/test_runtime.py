@@ -434,8 +434,8 @@ def parse_ahead(bench: Bench) -> None:
 
 
 def test_messages_taken_in_advance_stay_in_order_if_there_is_no_more_room() -> None:
-    """If the bound is reached while the parser holds messages that it took in advance, later messages are queued
-    after them.
+    """If the limit of bytes in flight is reached while the parser holds prefetched messages, later messages are
+    queued after these.
     """
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
     parse_ahead(bench)

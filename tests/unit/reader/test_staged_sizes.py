@@ -53,8 +53,8 @@ def test_no_more_is_staged_than_was_counted(name: str, layout: str, api: Literal
 
 @pytest.mark.parametrize("padding", ["unread", "replay_event"])
 def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
-    """The blob of a small recording is copied, because a view would keep a long message in memory that is not
-    counted towards any bound.
+    """The blob of a small recording is copied, because a memoryview would keep the whole message in memory without
+    counting it towards any limit.
     """
     long = bytes(1 * MiB)
     value = make.recording([make.mutation_event()], **{padding: long})

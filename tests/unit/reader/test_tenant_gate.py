@@ -1,5 +1,5 @@
-"""The tenant gate drops messages of limited projects, but drops none while the shared token buckets are
-unavailable.
+"""The tenant gate drops messages of killed projects and of projects that exceed their rate limit; it enforces no
+rate limit while the shared token buckets are unavailable.
 """
 
 from __future__ import annotations

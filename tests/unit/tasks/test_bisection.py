@@ -18,7 +18,7 @@ class Server:
     """A server that stores the positions of the items that it receives.
 
     Items in `poison` are refused, by name if `named` is set; items in `away` fail once. `faults` are the results
-    of successive calls of `examine`: an exception, or None for a healthy destination.
+    of successive calls to `examine`: an exception, or None for a healthy destination.
     """
 
     def __init__(
@@ -259,8 +259,8 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """If the first thirty rows of a batch are bad, for example those of one message, a sample of the remaining
-    rows is tried, which shows that the sink accepts other rows.
+    """If the first thirty rows of a batch are bad, for example because they all come from one message, a sample of
+    the remaining rows is tried; the sample shows that the sink accepts other rows.
     """
     server, progress = Server(poison=range(30)), fresh(200)
 

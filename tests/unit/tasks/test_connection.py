@@ -26,7 +26,7 @@ def raised_error(answer: str) -> RedisError:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
-    """Each of the codes means unavailable, including codes that no server can be made to send in a test."""
+    """Each code means that Redis is unavailable, including codes that no server can be made to send in a test."""
     assert unavailable_code(raised_error(f"{code} this server cannot serve")) == code
 
 
@@ -43,7 +43,7 @@ def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
 def test_other_errors_are_not_unavailability(answer: str) -> None:
-    """Errors caused by a full server, a bug of ours, or a missing password do not count as unavailability.
+    """Errors caused by a full server, a bug in our code, or a missing password do not count as unavailability.
 
     A new connection would get the same response.
     """
@@ -51,7 +51,7 @@ def test_other_errors_are_not_unavailability(answer: str) -> None:
 
 
 def test_the_page_lists_the_codes() -> None:
-    """The page lists every code that means unavailable, so that operators can look it up."""
+    """docs/redis.md lists every code that means that Redis is unavailable, so that operators can look it up."""
     page = (ROOT / "docs" / "redis.md").read_text()
 
     assert set(CODES) == UNAVAILABLE_CODES

@@ -101,7 +101,7 @@ def test_a_fact_is_encoded_as_by_googles_library(
 
 @given(st.lists(st.integers(0, 2**53), min_size=1, max_size=20))
 def test_facts_of_a_segment_share_nothing_but_their_segment(times: list[int]) -> None:
-    """The facts of a segment are encoded independently, with times in any order."""
+    """The facts of a segment are encoded independently of each other, so their times may be in any order."""
     encoder = FactEncoder(1, 2, "a" * 32, 3, 30)
     rows = b"".join(encoder.framed_fact(b"row-%d" % time, "ui.click", time, b"{}") for time in times)
 

@@ -68,8 +68,8 @@ def calls_of_setup(checkout: Path, *, terminal: bool) -> list[str]:
 def test_progress_is_shown_on_a_terminal_only(checkout: Path, terminal: bool, quiet: str):
     """Progress is shown only on a terminal.
 
-    On a new machine, pip takes minutes, so a terminal should show its progress. In the log of a CI run, the
-    progress would add hundreds of lines.
+    On a new machine, pip takes minutes, so a terminal should show its progress. In the log of a CI run, progress
+    output would add hundreds of lines.
     """
     assert calls_of_setup(checkout, terminal=terminal) == [
         f"-m pip install {quiet}--disable-pip-version-check {ARGUMENTS}"

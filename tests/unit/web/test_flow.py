@@ -111,7 +111,9 @@ def test_what_must_be_acted_on_comes_first():
 
 
 def test_causes_come_before_their_consequences():
-    """The lag alert is listed after the alerts that explain it: here, no worker runs, so nothing is committed."""
+    """The lag alert is listed after the alerts that explain it: here, no worker is running, so nothing is
+    committed.
+    """
     found = alerts(status(readers=(reader(73.0),), workers=()))
 
     assert [one.name for one in found] == ["ReplaysNobodyFlushes", "ReplaysLag"]

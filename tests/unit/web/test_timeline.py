@@ -272,7 +272,9 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
 
 
 def test_a_recording_with_only_breadcrumbs_has_their_times():
-    """A recording that has only breadcrumbs cannot be played, but its timeline has their start and end."""
+    """A recording that has only breadcrumbs cannot be played, but its timeline runs from the first breadcrumb to
+    the last.
+    """
     found = timeline([console_event()])
 
     assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])
@@ -345,8 +347,8 @@ def test_a_hostile_recording_is_bounded():
 
 @each
 def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
-    """A recorded session has as many marks as the SDK sent events; repeated clicks within one second share a
-    mark.
+    """A recorded session has one mark per console message, input, key press, custom breadcrumb, request and click
+    that the SDK sent, except that repeated clicks within one second share a mark.
     """
     found = read(enumerate(inflated(body) for body in recorded.bodies))
     crumbs = [

@@ -81,8 +81,8 @@ def test_a_clock_changes_only_the_time_of_arrival():
 
 
 def test_with_a_clock_no_replay_lasts_until_its_arrival():
-    """With a clock, no row of a session has its arrival time as its timestamp; otherwise a replay of the past day
-    would appear to last for hours.
+    """If `stream` is given a clock, no row has the arrival time as its timestamp; otherwise a replay that began
+    hours ago would appear to last until now.
     """
     arrived = START + 40_000
     for made in stream(PROFILES["small"], 400, 4, START, lambda: arrived):

@@ -1,5 +1,5 @@
-"""Names from ClickHouse are compared with a listing: missing objects are found in whatever order the two streams
-arrive.
+"""Tests that an audit, which compares object names in ClickHouse with a listing of the bucket, finds every missing
+object.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def missing(
 ) -> Audit:
     """Returns the result of an audit of the given names.
 
-    `appeared` lists objects that exist although they were not listed.
+    `appeared`: objects that were written after the listing.
     """
     found = Audit("bucket", 0.0)
     pointing = ReferencedNames(iter(segments), iter(indexed or []), iter(packed or []))

@@ -218,7 +218,9 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
-    """A recording that inflates beyond the limit goes to the fallback parser, whether compressed or not."""
+    """A recording whose uncompressed size exceeds the limit goes to the fallback parser, whether it was sent
+    compressed or not.
+    """
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
     assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
@@ -226,7 +228,9 @@ def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: 
 
 
 def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
-    """A recording above a tighter limit is rejected at once, because a child would also reject it."""
+    """If `inflated_bytes_max` is lower in the parse rules than in `Usual`, a recording above it is rejected at
+    once, because a child process would also reject the recording.
+    """
     value = make.recording([make.mutation_event(5000)])
     rules = ParseRules(inflated_bytes_max=64 * KiB)
 

@@ -111,7 +111,7 @@ def test_processes_parse_like_the_loop(
 ) -> None:
     """Processes return the same outcomes as the loop, byte for byte and in order.
 
-    The polls have different sizes, including one message and none.
+    The polls have different sizes, including a single message and no messages.
     """
     parser = start(processes)
 
@@ -332,8 +332,8 @@ def test_a_bounded_number_of_messages_is_taken_in_advance(
 def test_long_requests_and_long_results_do_not_block_each_other(
     start: Callable[..., ProcessParser], inline_parser: InlineParser
 ) -> None:
-    """Requests with long headers are sent while the child waits for the reader to take a long result, because the
-    socket carries only the location of a request in shared memory.
+    """Requests with long headers can be sent even while the child waits for the reader to take a long result,
+    because the socket carries only the location of each request in shared memory.
     """
     header = ("trace", b"x" * 100_000)
     body = recording([click_event() for _ in range(2_000)])

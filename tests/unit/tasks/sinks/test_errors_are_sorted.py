@@ -1,5 +1,5 @@
-"""Every exception class and error code of the client libraries is classified, so that the tests fail when an
-upgrade adds one.
+"""Tests that every exception class and error code of the client libraries is classified. The tests fail if an
+upgrade of a library adds an unclassified one.
 """
 
 from __future__ import annotations

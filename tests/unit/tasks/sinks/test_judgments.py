@@ -42,7 +42,7 @@ from tasks.sinks.outcome import BLAME_ACTIONS, BLAME_MEANINGS, Action, Blame
     ],
 )
 def test_a_response_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
-    """A response is described without markup, in short printable text for logs, Flower and terminals."""
+    """A response is described without markup, as short printable text for logs, Flower and terminals."""
     assert describe_answer(Answer(200, body, content_type=content_type)) == shown
 
 

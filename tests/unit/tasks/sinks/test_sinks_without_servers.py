@@ -130,8 +130,8 @@ def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
 
 
 def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
-    """The checksum of bytes equals that of a view of them, including for sizes beyond one chunk and at chunk
-    boundaries.
+    """A bytes object and a memoryview of it have the same checksum, including for sizes above one chunk and at
+    chunk boundaries.
     """
     for size in (0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20):
         content = os.urandom(size)

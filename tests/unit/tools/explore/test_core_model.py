@@ -16,7 +16,7 @@ from tools.explore.canonical import Canonicalizer
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
-# These tests take several seconds of CPU time on an idle machine.
+# These tests take several seconds even on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
 # One bug per line, with the smallest world that reveals it (expiry: messages expire) and a part of its error
@@ -153,7 +153,7 @@ def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
 
 
 def test_a_planted_bug_is_printed_with_its_steps() -> None:
-    """For a planted bug, `make explore` prints the bug, its location, and the steps that show it."""
+    """For a planted bug, `make explore` prints the bug, its location, and the steps that reproduce it."""
     bug = planted.BUGS[1]
     found = planted.found(bug)
 

@@ -20,8 +20,8 @@ def test_a_commit_past_what_is_not_durable_is_refused() -> None:
 
 
 def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
-    """A recorded range may only be cut again into halves; any other end would assign its messages to a second
-    batch.
+    """A recorded range may only be cut as recorded, or into the halves of a split batch; any other cut would
+    assign its messages to a second batch.
     """
     stored, new = oracle.Commits(0, "2;c=2"), oracle.Commits(0, "2;c=1,1")
 

@@ -69,7 +69,7 @@ def test_a_fault_is_not_a_path_to_the_end() -> None:
 
 
 def test_the_violation_with_the_fewest_faults_is_reported() -> None:
-    """The violation with the fewest faults is reported, even if another path with a fault is shorter."""
+    """The violation with the fewest faults is reported, even if a path with more faults is shorter."""
     edges = {0: [(90, -1), (1, 1)], 1: [(1, 2)], 2: [(1, -2)], 3: [(91, -3)]}
     assert Search(Graph(edges, []), 1).run().trace == ["1", "1", "1", "broken 2"]
 

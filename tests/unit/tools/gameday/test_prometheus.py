@@ -53,7 +53,7 @@ def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
 
 
 def test_the_page_has_a_row_per_fault_and_lists_unfixed_ones():
-    """The tables of docs/gameday.md come from the recorded run, including failures."""
+    """The tables in docs/gameday.md come from the recorded run, and include faults that were not fixed."""
     fault = {
         "fault": "Redis killed",
         "alert": "ReplaysRedisDown",

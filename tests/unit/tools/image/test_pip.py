@@ -1,4 +1,4 @@
-"""The build uses the package index of this machine, and the image does not contain it."""
+"""The build uses the package index that pip uses on this machine, and the image does not contain its address."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_an_assignment_that_is_revoked_before_its_reader_receives_it_changes_no_
 
 
 def steps_of(reader: str, *facts: Step) -> list[Step]:
-    """Returns the steps of one reader, with partition 0."""
+    """Returns these facts as steps of the given reader on partition 0."""
     return [{"reader": reader, "partition": 0, **fact} for fact in facts]
 
 

@@ -49,7 +49,7 @@ def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
 
 @needs_spin
 def test_every_run_of_it_terminates(tmp_path: Path) -> None:
-    """The specification terminates: no order of its actions continues forever."""
+    """The specification terminates: no sequence of its actions is infinite."""
     assert spin.search(tmp_path, faults=1, ends=True).error == ""
 
 
