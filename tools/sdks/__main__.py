@@ -3,9 +3,9 @@
     python -m tools.sdks 7 8 9 10 11        (make live-sdks)
 
 Each argument is a major version, whose newest release is built, or an exact version. The versions are built in a
-temporary directory. `replays-ingest try` serves the shop. For each version, headless Chromium opens the shop, loads
-the built script in place of the shipped one, and performs the actions. Prints the actions and the stored facts;
-lines that are identical for several versions are printed once.
+temporary directory. `replays-ingest try` serves the shop. For each version, headless Chromium opens the shop,
+loads the built script in place of the shipped one, and performs the actions. Prints the actions and the stored
+facts; lines that are identical for several versions are printed once.
 
 The exit code is 1 if anything differs without a stated reason, and 2 if a version cannot be built.
 """
