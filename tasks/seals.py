@@ -57,7 +57,7 @@ Unverified = Callable[[Purpose], None]
 
 def warn(purpose: Purpose) -> None:
     """Logs that an entry without a valid seal is ignored."""
-    log.warning("ignoring a %s without a seal of the shared key", purpose)
+    log.warning("ignoring an entry (%s) that is not sealed with the shared key", purpose)
 
 
 @dataclass(frozen=True, slots=True)

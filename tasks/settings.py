@@ -97,7 +97,9 @@ class Settings(BaseSettings):
     )
 
     # Kafka: needed by readers and workers, because workers produce dead letters
-    kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
+    kafka_brokers: str = Field(
+        "127.0.0.1:9092", min_length=1, description="Kafka brokers (bootstrap.servers), separated by commas."
+    )
     kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="Input topic.")
     dead_letter_topic: str = Field("", description="Dead-letter topic. Default: <kafka_topic>-dlq.")
     kafka_operators_topic: str = Field(
@@ -126,7 +128,7 @@ class Settings(BaseSettings):
     # Sinks
     sinks: Annotated[tuple[SinkName, ...], NoDecode] = Field(
         tuple(SinkName),
-        description="Enabled sinks, comma separated. dead_letter cannot be disabled.",
+        description="Enabled sinks, separated by commas. dead_letter cannot be disabled.",
     )
     sink_kind: Literal["real", "memory"] = Field(
         "real",
@@ -136,7 +138,7 @@ class Settings(BaseSettings):
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket for recordings.")
     gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
     gcs_endpoint: str = Field(
-        "", description="Endpoint override, for an emulator; credentials are then anonymous."
+        "", description="Endpoint of an emulator. If set, requests are sent there with anonymous credentials."
     )
     gcs_layout: Literal["segment", "packed"] = Field(
         "segment",
@@ -183,7 +185,7 @@ class Settings(BaseSettings):
         0, ge=0, le=3650, description="Partition expiration, in days, that `migrate` sets; 0 disables expiration."
     )
     bigquery_endpoint: str = Field(
-        "", description="Endpoint override, for an emulator; credentials are then anonymous."
+        "", description="Endpoint of an emulator. If set, requests are sent there with anonymous credentials."
     )
 
     bigquery_write: Literal["insert_all", "storage"] = Field(
@@ -194,8 +196,8 @@ class Settings(BaseSettings):
     )
     bigquery_storage_endpoint: str = Field(
         "",
-        description="gRPC endpoint override of the Storage Write API, for an emulator: http://host:port, or "
-        "https:// for TLS; credentials are then anonymous.",
+        description="gRPC endpoint of an emulator of the Storage Write API: http://host:port, or https:// for "
+        "TLS. If set, requests are sent there with anonymous credentials.",
     )
 
     datadog_host: str = Field(
@@ -313,7 +315,7 @@ class Settings(BaseSettings):
     flower_port: int = Field(5555, ge=0, le=65535, description="Port for Flower; 0 picks a free one.")
     flower_basic_auth: SecretStr = Field(
         SecretStr(""),
-        description="Flower logins as user:password, comma-separated. Flower does not start without a login "
+        description="Flower logins as user:password, separated by commas. Flower does not start without a login "
         "or OAuth.",
     )
     flower_oauth_provider: Literal["", "google", "github", "gitlab", "okta"] = Field(
@@ -325,7 +327,9 @@ class Settings(BaseSettings):
     flower_oauth_secret: SecretStr = Field(SecretStr(""), description="OAuth client secret.")
     flower_oauth_redirect_uri: str = Field("", description="OAuth redirect URI, ending in /login.")
     flower_oauth_emails: str = Field(
-        "", description="Regular expression of the allowed e-mail addresses, anchored at both ends."
+        "",
+        description="E-mail addresses that may log in to Flower: one address, several addresses separated by |, "
+        "or a pattern with .* before the @, for example .*@example.com.",
     )
 
     flower_history_path: str = Field(

@@ -117,7 +117,7 @@ def reasons_page() -> Iterator[str]:
     yield (
         "This page lists the reasons for rejects and warnings. The names of reasons are used as labels of "
         "`replays_reader_rejects_total` and `replays_reader_warnings_total`, and in the header `reason` of dead "
-        "letters. The names are stable, and none of them changes its meaning."
+        "letters. The names are stable, and their meanings do not change."
     )
     yield "## Rejects: the message becomes a dead letter and is not stored"
     yield _pairs("reason", REASONS.items())

@@ -27,7 +27,7 @@ def proof_page() -> Iterator[str]:
         ("world", "states", "steps", "depth", "pipeline states", "decisions", "CPU seconds"),
         (_explored_row(world) for world in figures["explored"]),
     )
-    yield "## Marks of simulated worlds"
+    yield "## Situations in simulated worlds"
     yield figures["marks_when"]
     yield _table(("situation", "times"), figures["marks"])
     yield "## Rebalances under load"

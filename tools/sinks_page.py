@@ -50,8 +50,8 @@ def _proofs() -> Iterator[str]:
     yield _text(
         """An item counts as durable when the response proves it in the sink's own format. A success status alone
         proves nothing: ClickHouse may send 200 before an insert fails, and proxies and captive portals respond
-        with their own pages. Writes without proof are retried, and the worker logs the response. At most
-        64 KiB of a response are read, and redirects are not followed."""
+        with their own pages. If the response does not prove a write, the write is retried, and the
+        worker logs the response. At most 64 KiB of a response are read, and redirects are not followed."""
     )
     yield _table(("sink", "proof"), ((f"`{name}`", PROOF_BY_SINK[name]) for name in SinkName))
 
@@ -104,8 +104,8 @@ def _google() -> Iterator[str]:
         such a code, the gRPC status is classified like the HTTP status that corresponds to it. Rows that a
         response names are classified as `row`, and other refusals of an append as `batch`. `OFFSET_ALREADY_EXISTS`
         is not a refusal, because it proves the write. `STREAM_FINALIZED`, `STREAM_NOT_FOUND`,
-        `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: the rows are written to another
-        stream if they are not stored."""
+        `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: rows that were not stored are
+        written to another stream."""
     )
     storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_BY_CODE.items()}
     yield _by_blame(storage, "codes of the Storage Write API")
@@ -116,8 +116,8 @@ def _clickhouse() -> Iterator[str]:
     yield _text(
         """Exceptions are classified by the code in the header or body, regardless of the status. `batch` becomes
         `row` for a row that the server named (`at row N`) and that was then refused in an insert of its own.
-        Exceptions for an unknown field, or raised while pushing to a view, are classified as `table`. Status 413
-        is classified as `size` regardless of the code."""
+        Exceptions about an unknown field, and exceptions raised while pushing to a view, are classified as
+        `table`. Status 413 is classified as `size` regardless of the code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_BY_CODE.items()}
     yield _by_blame(codes, "codes")

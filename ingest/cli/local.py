@@ -199,7 +199,8 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     if as_json:
         echo_json(_as_dict(state))
         return
-    if programs and sys.stdout.isatty():  # if the output is not a terminal, a shell evaluates it
+    # Output that does not go to a terminal is meant for a shell's `eval`: it has only commands and comments.
+    if programs and sys.stdout.isatty():
         _list(state, "")
         echo("")
         for line in _next_steps(directory):

@@ -20,7 +20,7 @@ class Change(Enum):
 
 
 class Backpressure:
-    """Back-pressure state of the process, across all partitions."""
+    """Backpressure state of the process, across all partitions."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -56,8 +56,8 @@ class Builder:
 
     @property
     def waits_for_plan(self) -> bool:
-        """True if the open batch is the first part of a planned range, which only its remaining messages can
-        complete."""
+        """True if the open batch is the first part of a planned range; only the remaining messages of that
+        range can complete the batch."""
         return bool(self._messages and self._plan)
 
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:

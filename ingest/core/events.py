@@ -70,8 +70,8 @@ class EndReached:
     """The client reached the end of the partition: it has fetched every message before `end`.
 
     `position` is one past the last fetched message, or where fetching began. `end` is higher when the last offsets
-    of the log hold no message (transaction markers, compacted messages). The event may arrive before those
-    messages; it applies once the pipeline has taken everything before `position`.
+    of the log hold no message (transaction markers, compacted messages). The event may arrive earlier than
+    the last fetched messages; it takes effect once the pipeline has accepted all messages before `position`.
     """
 
     source: TopicPartition

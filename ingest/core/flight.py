@@ -57,7 +57,7 @@ class Flight:
 
     @property
     def stage(self) -> Stage:
-        """The stage whose chord is running or starts next."""
+        """The stage whose chord is running or will be started next."""
         return self.stages[0]
 
     @property
@@ -104,7 +104,7 @@ class Flight:
 
     def observe_success(self, stage: Stage, sinks: frozenset[SinkName], now: float) -> None:
         """Records that another batch has completed `stage` and was written to `sinks`. If this batch was parked
-        because these sinks were unavailable, this batch is now due.
+        because these sinks were unavailable, it is now due.
 
         A batch that failed while other batches succeeded has its own cause and keeps its backoff.
         """

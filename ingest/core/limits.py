@@ -17,7 +17,7 @@ class RejectPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one reader process, over all of its partitions."""
+    """Limits of one reader process, across all of its partitions."""
 
     batch_messages_max: int = 1000
     batch_bytes_max: int = 16 * MiB

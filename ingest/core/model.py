@@ -1,8 +1,9 @@
 """Data types of the core: messages, parsed outcomes and batches.
 
 Bulk data (one object per message or row) are msgspec structs, created in C and not tracked by the garbage
-collector; small values in events and commands are frozen dataclasses. Types passed to workers (`Blob`, `Row`,
-`Metric`, `Stage`) are defined in `tasks.wire` and created once, without copying.
+collector; small values in events and commands are frozen dataclasses. The types of objects that are passed to
+workers (`Blob`, `Row`, `Metric`, `Stage`) are defined in `tasks.wire`; the parser creates these objects directly,
+so that they need not be converted or copied.
 """
 
 from __future__ import annotations
@@ -101,9 +102,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class Segment(msgspec.Struct, frozen=True, gc=False):
     """One parsed recording message, as the items for each sink.
 
-    `received` is in Unix seconds (Relay's clock), and `warnings` are stable names of problems that do not reject
-    the message. `size_bytes` is the total staged size. Facts are in `bigquery` as JSON, or in `proto_facts` as
-    protobuf.
+    `received` is in Unix seconds (Relay's clock), and `warnings` are the stable names of problems that do not make
+    the message a reject. `size_bytes` is the total staged size. Facts are in `bigquery` as JSON, or in
+    `proto_facts` as protobuf.
     """
 
     org_id: int

@@ -54,7 +54,8 @@ class Pipeline:
     the same commands.
 
     `has_room` decides whether the loop polls for messages, and `room` decides whether it takes a message. A
-    message is ignored if its partition is not assigned, its epoch is older, or its offset was already taken.
+    message is ignored if its partition is not assigned, if its epoch is not that of the current assignment, or if
+    a message with its offset has already been taken.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -65,7 +66,7 @@ class Pipeline:
         self._ticked_at: float | None = None
         self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
-        self._admitted: TopicPartition | None = None  # fetched even while the byte limit is reached
+        self._admitted: TopicPartition | None = None  # fetched even at the byte limit
         self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the limit, as last computed
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
@@ -210,11 +211,11 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_out_of_range(self, event: on.OffsetOutOfRange, now: float) -> Iterable[do.Command]:
-        """If the log resumes at a higher offset, messages have expired. Messages already taken may now be the only
-        copy, and are kept.
+        """If the log resumes at a higher offset, messages have expired. The reader may now hold the only copies of
+        the messages that it has already taken, so they are kept.
 
-        If it resumes at a lower offset, this is a different log with the same name, and the state of the old log
-        is discarded.
+        If the log resumes at a lower offset, it is a different log with the same name, and the state of the old
+        log is discarded.
         """
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
@@ -461,8 +462,9 @@ class Pipeline:
         """Counts the time since the last tick as idle for each partition that was being fetched, and was at the
         end of its log, at both ticks.
 
-        Nothing is fetched while the reader is at its limit or paused (except the admitted partition), while any
-        partition drains (the loop waits inside the client's callback), or from a held partition.
+        A held partition is never fetched. While any partition drains, no partition is fetched, because the loop
+        waits inside the client's callback. While the reader is paused or at a limit, only the admitted partition
+        is fetched.
         """
         elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)
         self._ticked_at = now
@@ -478,9 +480,9 @@ class Pipeline:
     def _expire(self, flight: Flight, now: float) -> do.Park | None:
         """Ends a phase that has timed out, so that a lost record or chord delays the batch but loses no segment.
 
-        A single chord may be lost in a Redis restart, and is started again immediately. Several missed deadlines
-        in a row mean that no worker is running, or that tasks wait in the queue for longer than the deadline. More
-        chords would only lengthen the queue, so the batch is parked.
+        After a missed deadline, the chord is started again immediately, because it may have been lost in a
+        Redis restart. Several missed deadlines in a row mean that no worker is running, or that tasks wait in the
+        queue for longer than the deadline. More chords would only lengthen the queue, so the batch is parked.
         """
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING

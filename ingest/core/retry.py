@@ -1,4 +1,4 @@
-"""Backoff of batches after a failure or missed deadline."""
+"""Backoff for batches after a failure or a missed deadline."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class StoredCommit:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`began_with`: number of partitions when the group started, to be recorded; 0 if unknown.
+    """`began_with`: number of partitions when the group started, for the record of the first commit; 0 if unknown.
 
     `replaced`: id of the topic to which the committed offset belongs, if that is not the current topic.
     """

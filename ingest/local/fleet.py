@@ -6,7 +6,7 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is restarted when it exits, as by a supervisor in production. The processes connect to
+A process that is *kept* is restarted when it exits, as a supervisor does in production. The processes connect to
 each component in `proxies` through a fault proxy. The test itself uses `settings`, which contain the servers' own
 addresses, for migrations, loads and reconciliations.
 """
@@ -181,7 +181,7 @@ class Fleet:
     # Observations
 
     def committed(self, partitions: int = 4) -> dict[int, int]:
-        """Returns the group's committed offset of each partition; 0 if the partition has none. Raises
+        """Returns the group's committed offset for each partition; 0 if a partition has none. Raises
         ReconcileError."""
         group = Committed(self.settings)
         try:

@@ -253,7 +253,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "full_seconds",
         Kind.COUNTER,
         "seconds",
-        "Time for which an in-flight limit was reached, including pauses.",
+        "Time spent at an in-flight limit, including pauses.",
     ),
     Definition(
         _R + "halted",

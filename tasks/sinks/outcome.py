@@ -66,7 +66,7 @@ BLAME_MEANINGS = {
     Blame.ROW: "The server named this item as the cause, or refused it when it was sent alone.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
     Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
-    Blame.REQUEST: "The address, proxy, certificate or a setting is wrong: no request would be accepted.",
+    Blame.REQUEST: "The address, the proxy, the certificate or a setting is wrong: no request would be accepted.",
     Blame.CREDENTIALS: "The account's login, permissions, billing or license is at fault.",
     Blame.TABLE: "The bucket, table or topic is missing, altered, protected, or of another kind.",
     Blame.SERVER: "The server is overloaded, restarting or being moved, or has an internal error.",

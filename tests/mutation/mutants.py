@@ -354,7 +354,7 @@ MUTANTS = (
         "for source, owned in self._owned.items() if not owned.held))",
     ),
     Mutant(
-        "handles a gap in the log before the messages fetched earlier",
+        "handles a gap in the log before it handles the messages fetched earlier",
         RUNTIME,
         "if isinstance(event, on.OffsetOutOfRange) and self.waits(event.source):",
         "if False:",
@@ -396,7 +396,7 @@ MUTANTS = (
         "now - self._ticked_at",
     ),
     Mutant(
-        "waits for the rest of planned ranges that fill the byte limit",
+        "waits for the rest of the planned ranges that fill the byte limit",
         PIPELINE,
         "max(waiting)[1] if waiting else None",
         "None",

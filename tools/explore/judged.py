@@ -151,7 +151,7 @@ JUDGED = (
         "the loop holds messages that the core cannot accept yet",
     ),
     Judged(
-        "handles a gap in the log before the messages fetched earlier",
+        "handles a gap in the log before it handles the messages fetched earlier",
         SAFETY,
         "fetched messages that have expired in the log are dropped",
     ),
@@ -163,7 +163,9 @@ JUDGED = (
         "a planned range is abandoned earlier than necessary",
     ),
     Judged(
-        "waits for the rest of planned ranges that fill the byte limit", PROGRESS, "no further messages are taken"
+        "waits for the rest of the planned ranges that fill the byte limit",
+        PROGRESS,
+        "no further messages are taken",
     ),
     Judged(
         "commits the end of the log although earlier messages have not been processed yet",

@@ -120,7 +120,8 @@ def _segment(
     document = _document(envelope, warnings)
     writer = rows.Writer(identity, document.environment)
     # The row is written regardless of relay_snuba_publish_disabled. Current versions of Relay always set this
-    # flag; if Relay had published the event itself, it would be in another table.
+    # flag, which means that Relay did not publish the event. An event that Relay publishes is stored in another
+    # table, so this row cannot duplicate it.
     replay = _replay_row(writer, document, rules, warnings)
     gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings

@@ -1,9 +1,9 @@
 """Splits a long recording into pieces that are decoded one after the other, in bounded memory.
 
 The decoder builds an object per element of an array, so a hundred megabytes of the shortest events would take a
-gigabyte. A piece is a run of whole events. The end of an event is found by the characters that SDKs write there.
-Strings cannot contain these characters, because quotes in strings are escaped. The same characters can end an
-object inside an event; such a piece cannot be decoded, and a longer piece is tried.
+gigabyte. A piece is a run of whole events. The end of an event is recognized from the characters that SDKs write
+there. Strings cannot contain these characters, because quotes in strings are escaped. However, the same characters
+can end an object inside an event; a piece that ends there cannot be decoded, so a longer piece is tried.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ def plausible_seconds(seconds: float, at: int) -> float:
 def moment(seconds: float) -> str:
     """The time in UTC, to the microsecond, as RFC 3339. `seconds`: Unix time from 0 to UINT32_MAX.
 
-    All servers of BigQuery's API read this form in the same way, but a bare number is read as seconds by some,
-    as microseconds by others, and refused by the rest: docs/bigquery-contract.md.
+    All tested implementations of BigQuery's API read this form in the same way, but some read a bare number as
+    seconds, some read it as microseconds, and some refuse it: docs/bigquery-contract.md.
     """
     second, fraction = divmod(round(seconds * MICROSECONDS), MICROSECONDS)
     return f"{_second(second)}.{str(fraction).zfill(6)}Z" if fraction else f"{_second(second)}Z"

@@ -46,7 +46,7 @@ SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
 NUMBER_MAX = 2.0**63  # a float, because comparing a float with a large int is slow
-# Larger timestamps are in milliseconds. As seconds, this value is in the year 5138.
+# Larger timestamps are in milliseconds. Interpreted as Unix seconds, this value falls in the year 5138.
 MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
@@ -327,8 +327,8 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
-    """Returns the number with this name, or with the lower-case name that some versions of SDKs and Relay sent; 0
-    if absent.
+    """Returns the number with this name, or with the lower-case name that some versions of the SDKs and of Relay
+    send; 0 if both are absent.
 
     Returns None for a number that sinks cannot hold.
     """
@@ -340,7 +340,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
 
 
 def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
-    """Returns the click, or a fact if its node id is negative. Raises Malformed."""
+    """Returns the click or, if the click's node id is negative, a fact that reports this id. Raises Malformed."""
     node = _dict(data.get("node"))
     node_id = node.get("id")
     if type(node_id) is not int or node_id > UINT32_MAX:
@@ -371,7 +371,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
 
 
 def _classes(names: Any) -> list[str]:
-    """Returns the first ten class names, bounded in length; none if they are not a string."""
+    """Returns the first ten class names, bounded in length; an empty list if `names` is not a string."""
     if not isinstance(names, str):
         return []
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
@@ -456,7 +456,8 @@ def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
-    """Returns the fields of the data; none if it is not an object, which is valid in these categories."""
+    """Returns the fields of the payload's data, or an empty dict if the data is not an object. The caller handles
+    categories in which data of any type is valid."""
     try:
         return fields(payload.data, budget, names)
     except Malformed:
@@ -545,8 +546,8 @@ def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float
 
 
 def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
-    """The value is in milliseconds, or it is a score. First contentful paint has no value; `gather` computes
-    it."""
+    """The value is in milliseconds, or it is a score. The event of a first contentful paint carries no value;
+    `gather` computes it."""
     if payload.description not in WEB_VITALS:
         return ()
     attributes = Vital((data.rating or "")[:ROLE_MAX], payload.op or "", data.size, data.value)

@@ -34,9 +34,10 @@ class _TooManyScalars(Exception):
 def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
     """Yields the elements of the array as bytes, in order, in chunks.
 
-    Lone surrogates become replacement characters. If the array is nested too deeply for the decoder, or holds a
-    NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError or UnicodeDecodeError if `raw`
-    is not a JSON array, and BudgetSpent if the budget is used up; elements that were already yielded are valid.
+    Lone surrogates become replacement characters. If the array is nested too deeply for the decoder, or contains a
+    NaN or too many elements for the memory limit, elements that are scalars may be left out. Raises
+    msgspec.DecodeError or UnicodeDecodeError if `raw` is not a JSON array, and BudgetSpent if the budget is used
+    up; elements that were already yielded are valid.
     """
     start = 0
     while start < len(raw):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 class ReconcileError(RuntimeError):
-    """Raised if a server could not be read. The message names the server and quotes its response."""
+    """Raised if data cannot be read from a server. The message names the server and quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Report:
         return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": checks}
 
     def failures(self) -> str:
-        """Returns the failed checks as text with one paragraph each, or an empty text if all pass."""
+        """Returns the failed checks as text, one paragraph each, or an empty string if all checks pass."""
         return "\n".join(
             f"{check.name}: expected {check.expected}, found {check.found}, missing {check.missing}, "
             f"extra {check.extra}, wrong {check.wrong}\n  " + "\n  ".join(check.examples)

@@ -55,7 +55,8 @@ class Clicks:
         return click
 
     def slow_click(self, segment: Segment, page: Page, kind: str) -> None:
-        """Adds a click without any effect, which the SDK reports in a later segment."""
+        """Adds clicks on one element that have no effect, or only a late one; the SDK reports this in a later
+        segment."""
         rng = self._rng
         names = DEAD_CLICK_TAGS if kind != "slow" else DEAD_CLICK_TAGS | {"div"}
         target = rng.choice([candidate for candidate in page.targets if candidate.tag in names])

@@ -118,7 +118,7 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
     """Returns the sampling decision defined in docs/rows.md: true if the CRC-32 of project, replay, segment and
-    salt is below `share` of its range.
+    salt is below `share` times 2**32, the number of possible values.
     """
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 

@@ -49,7 +49,7 @@ def fill_mobile_segment(rng: random.Random, segment: Segment, replay_id: str, vi
 def mp4(rng: random.Random, size: int) -> bytes:
     """Returns a file with the boxes of a real recording around `size` incompressible bytes.
 
-    No decoder can play the file.
+    No player can decode the file.
     """
     header = bytes(12) + (1000).to_bytes(4, "big") + SEGMENT_MS.to_bytes(4, "big") + bytes(80)
     return (

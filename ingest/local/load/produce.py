@@ -119,7 +119,7 @@ PROFILES = {
 
 def default_start() -> int:
     """Returns the last midnight UTC in Unix seconds, which is constant for a day and recent enough for every
-    retention.
+    retention period.
     """
     return int(time.time()) // 86_400 * 86_400
 

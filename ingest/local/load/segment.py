@@ -19,7 +19,8 @@ to_json = msgspec.json.encode
 
 
 class Note(NamedTuple):
-    """A note on one event, with the click that it reports, and whether it is sampled individually."""
+    """What is expected from one event: the click that the event reports, if any, and `coin`, the kind of its fact
+    if facts of this kind are sampled individually."""
 
     click: Click | None = None
     coin: str = ""

@@ -1,4 +1,4 @@
-"""ClickHouse: the real engine, as the library chDB, behind the part of the HTTP interface that clients use.
+"""ClickHouse: the real engine (the chDB library) behind the part of the HTTP interface that clients use.
 
 chDB is ClickHouse as a library, with real MergeTree tables, SQL and error codes. Only one process may open a data
 directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to other processes. An

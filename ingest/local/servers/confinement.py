@@ -1,4 +1,4 @@
-"""Confines a local server to its own directory, so that a client of its port cannot reach other files.
+"""Confines a local server to its own directory, so that its clients cannot reach other files.
 
 ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server accepts `..` in an
 object's name. Both servers listen without a password. With Landlock, the process and its children may write only

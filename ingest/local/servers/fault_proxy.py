@@ -27,7 +27,7 @@ from ingest.local.servers.processes import HOST, free_port
 COPY_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 START_SECONDS_MAX = 10.0
-# The interval, in seconds, at which a held connection checks whether it is released.
+# The interval, in seconds, at which a held connection checks whether it has been released.
 HOLD_SECONDS = 0.02
 
 

@@ -210,7 +210,7 @@ class JavaKafka(Server):
 
     def properties(self) -> dict[str, str]:
         """Returns the broker's server.properties, with small thread pools and no startup delays, because the
-        machine is shared and has only this node.
+        broker shares the machine and is the only node of its cluster.
         """
         listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
         protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]

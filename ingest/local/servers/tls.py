@@ -67,7 +67,8 @@ def make_certificates(directory: Path) -> Certificates:
 class TlsProxy:
     """Listens with TLS on its own port and forwards all bytes to `target_port` in plain text.
 
-    The proxy is a context manager, which sets `port`. Connections that do not begin with a handshake are closed.
+    The proxy is a context manager; entering it sets `port`. Connections that do not begin with a handshake are
+    closed.
     """
 
     def __init__(self, target_port: int, certificates: Certificates) -> None:

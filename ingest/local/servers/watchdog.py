@@ -8,8 +8,9 @@ One watchdog serves one parent. The watchdog reads commands from its standard in
     -PGID     forget it
     *PATH     remove this directory at the end, if it is a temporary one
 
-The kernel closes this pipe when the parent ends, even by `kill -9`. The watchdog then kills every group that is
-still watched, removes the directories, and exits. The watchdog works on Linux and macOS.
+The kernel closes this pipe when the parent exits, even if it is killed with `kill -9`. The watchdog then kills
+every process group that is still watched, removes the directories, and exits. The watchdog works on Linux and
+macOS.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A forked copy of the parent could keep the pipe open. The changed parent id still reveals that the parent has
-# ended.
+# A forked copy of the parent could keep the pipe open. The change of the parent process id still reveals that
+# the parent has exited.
 PARENT_CHECK_SECONDS = 1.0
 
 
@@ -50,7 +51,7 @@ def clean_up(groups: set[int], directories: set[str]) -> None:
     for directory in directories:
         if temporary in Path(directory).resolve().parents:
             shutil.rmtree(directory, ignore_errors=True)
-            # A group that was just killed may have written another file during the first removal.
+            # A process group that was just killed may have written another file during the first removal.
             shutil.rmtree(directory, ignore_errors=True)
 
 

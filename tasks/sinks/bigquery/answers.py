@@ -15,8 +15,8 @@ from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Failure
 
 PROOF = (
-    "Status 200 with `insertAll`'s own response in JSON, recognized by its `kind`. A row is stored if it "
-    "is not among the `insertErrors`, which may only name rows that were sent."
+    "Status 200 with `insertAll`'s own response in JSON, recognized by its `kind`. Every row that "
+    "`insertErrors` does not list is stored; `insertErrors` must not list rows that were not sent."
 )
 KIND = "bigquery#tableDataInsertAllResponse"
 # The reason that BigQuery reports for a valid row if it refuses the whole request because of another row.

@@ -20,9 +20,9 @@ from tasks.sinks.outcome import Action, Blame, Failure
 
 PROOF = (
     "With `REPLAYS_BIGQUERY_WRITE=storage`, the proof is the append's result with the offset that was sent, or "
-    "`ALREADY_EXISTS` for that offset, which was never used for other rows. If nothing can be appended to the "
-    "stream, it is finalized, which returns its row count: the rows are stored if the count includes them; "
-    "otherwise they may be written to another stream."
+    "`ALREADY_EXISTS` for that offset, which was never used for other rows. If the stream accepts no "
+    "more appends, it is finalized, and BigQuery returns the stream's row count: if the count includes the rows, "
+    "they are stored; otherwise they are written to another stream."
 )
 Code = StorageError.StorageErrorCode
 BLAME_BY_CODE: dict[Any, Blame] = {

@@ -1,9 +1,9 @@
 """The gRPC service BigQueryWrite: committed streams with offsets, on the same store as the REST calls.
 
 The supported calls are CreateWriteStream (COMMITTED only), AppendRows (protobuf rows, with an offset),
-GetWriteStream and FinalizeWriteStream. Other calls, the default stream, and rows in Arrow are refused. Unlike
-BigQuery, this service lets several connections append to one stream, keeps streams indefinitely, and returns the
-new columns in the first response after a change of the table's columns.
+GetWriteStream and FinalizeWriteStream. Other calls, the default stream, and rows in Arrow format are refused.
+Unlike BigQuery, this service lets several connections append to one stream, keeps streams indefinitely, and
+returns the new columns in the first response after a change of the table's columns.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def _boolean(value: Any) -> bool:
 def _timestamp(value: Any) -> int:
     """Converts a value to microseconds.
 
-    A number is in seconds. Text is in ISO 8601 with an optional zone, UTC by default.
+    A number is interpreted as Unix seconds. Text is in ISO 8601 with an optional zone, UTC by default.
     """
     if isinstance(value, bool):
         raise ValueError
@@ -434,7 +434,7 @@ _RESULT_TYPE = {
 
 
 def _field_of(name: str, kind: Any) -> Field:
-    """`kind` is the type object of the engine, with `id`, `children` and, as text, its name."""
+    """`kind` is DuckDB's type object, which has `id` and `children`; `str(kind)` is the name of the type."""
     text = str(kind).upper()
     if kind.id == "list":
         one = _field_of(name, dict(kind.children)["child"])

@@ -3,8 +3,8 @@
 The emulator implements the REST calls that streaming, migrations and queries need and, on a second port, the
 Storage Write API over gRPC.
 
-This module starts the process `python -m ingest.local.servers.bigquery`, so that importing it loads neither DuckDB
-nor Arrow nor sqlglot.
+This module only starts the process `python -m ingest.local.servers.bigquery`, so importing the module loads
+neither DuckDB nor Arrow nor sqlglot.
 """
 
 from __future__ import annotations

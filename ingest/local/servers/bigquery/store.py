@@ -255,7 +255,7 @@ class Store:
         return {"view": {**view, "useLegacySql": False}, "schema": resource_of(fields_of_result(described))}
 
     def table(self, name: TableName) -> dict[str, Any]:
-        """Returns the resource of a table with its number of rows.
+        """Returns the table resource, including the number of rows.
 
         Raises ApiError 404 if the table or its dataset does not exist.
         """

@@ -120,7 +120,7 @@ def table_of(path: str) -> TableName:
 
 
 class RowReader:
-    """Reads rows that have one writer schema."""
+    """Reads rows that share one writer schema."""
 
     def __init__(self, descriptor: Any) -> None:
         file = descriptor_pb2.FileDescriptorProto(name="rows.proto", package="rows", syntax="proto2")
