@@ -336,7 +336,7 @@ _first_seen: dict[object, int] = {}
 
 
 def bag(elements: tuple[object, ...]) -> tuple[object, ...]:
-    """Sorts elements in the order in which they were first seen, so that equal bags become equal tuples."""
+    """Sorts elements in the order in which they were first seen, so that equal multisets become equal tuples."""
     return tuple(sorted(elements, key=lambda element: _first_seen.setdefault(element, len(_first_seen))))
 
 

@@ -26,7 +26,7 @@ from tests.kit.observed_reader import Driver
 
 
 class Counted:
-    """Counts the same costs exactly, for comparison.
+    """Passes costs to `Costs`, and also adds them up exactly, for comparison.
 
     `series` contains the value of each metric series, which is the sum of the costs that each tick added to it.
     """
@@ -111,7 +111,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
 
 
 def test_a_project_takes_only_one_place():
-    """A project with nearly all of the load takes only one place and displaces no other project."""
+    """A project with nearly all of the load takes only one slot and displaces no other project."""
     counted = Counted()
     for _ in range(5):
         for _ in range(10_000):

@@ -140,8 +140,8 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
 
 
 def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
-    """A dispatch after a missed deadline is logged as late, because the specification allows a repeated dispatch
-    without a result of the previous one only if it is late.
+    """A dispatch after a missed deadline is logged as late, because before the previous dispatch has a result,
+    the specification allows another dispatch only if it is late.
     """
     reader = followed_reader(flush_deadline_seconds=10.0)
     reader.segments(2)

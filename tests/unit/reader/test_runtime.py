@@ -286,7 +286,9 @@ def parsed_offsets(bench: Bench) -> list[int]:
 
 
 def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
-    """If a poll returns six messages of 100 bytes and the bound is 250, at most three are taken at once."""
+    """If a poll returns six messages of 100 bytes and `in_flight_bytes_max` is 250, at most three messages are
+    taken at a time.
+    """
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))

@@ -29,7 +29,7 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
-    """A message of a limited project is admitted as long as the project has tokens.
+    """A message of a project with a rate limit is admitted as long as the project has tokens.
 
     The next message is dropped but counts as demand.
     """

@@ -17,8 +17,8 @@ from tasks.staging import Progress
 class Server:
     """A server that stores the positions of the items that it receives.
 
-    Items in `poison` are refused, by name if `named` is set; items in `away` fail once. `faults` are the results
-    of successive calls to `examine`: an exception, or None for a healthy destination.
+    Items in `poison` are refused, and the refusal names them if `named` is set; items in `away` fail once.
+    `faults` are the results of successive calls to `examine`: an exception, or None for a healthy destination.
     """
 
     def __init__(

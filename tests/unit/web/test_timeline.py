@@ -68,7 +68,7 @@ def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
 
 
 def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
-    """An event that rrweb records for the mouse; a `kind` of 2 is a click."""
+    """Returns an rrweb mouse interaction event; a `kind` of 2 is a click."""
     return {"type": 3, "timestamp": at_ms, "data": {"source": 2, "type": kind, "id": node_id, "x": 4, "y": 5}}
 
 
@@ -203,7 +203,7 @@ def test_captured_headers_and_bodies_are_part_of_a_request():
 
 
 def test_captured_bodies_count_towards_the_bound():
-    """Captured bodies count towards the bound, so a timeline with many bodies is truncated instead of growing
+    """Captured bodies count towards the size limit, so a timeline with many bodies is truncated instead of growing
     without limit.
     """
     body = {"statusCode": 200, "response": {"headers": {}, "body": "x" * BODY_CHARACTERS_MAX}}

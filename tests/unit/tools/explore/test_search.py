@@ -82,7 +82,7 @@ def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
     """Each state is expanded from the path that reaches it with the fewest faults.
 
     State 2 can be reached from the start in one step with a fault, or in two steps without one; the longer path
-    leaves a fault for later.
+    leaves the fault for a later step.
     """
     edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
 
