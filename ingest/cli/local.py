@@ -86,12 +86,16 @@ def try_command(host: str, port: int, seconds: float | None, as_json: bool) -> N
     --json, prints one line when everything is up.
     """
     needs_extra("local")
+    from ingest.local.servers.processes import LocalError
     from ingest.trial.run import Options, run
 
     def say(line: str) -> None:
         echo(line, err=as_json)
 
-    sys.exit(run(Options(host, port, seconds), say=say, as_json=echo_json if as_json else None))
+    try:
+        run(Options(host, port, seconds), say=say, as_json=echo_json if as_json else None)
+    except LocalError as error:
+        fail(str(error))
 
 
 @click.command("load")

@@ -65,8 +65,8 @@ class Options:
     seconds: float | None = None
 
 
-def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = None) -> int:
-    """Runs until Ctrl-C, SIGTERM or the end of `options.seconds`. Returns 0, or 1 if something did not start.
+def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = None) -> None:
+    """Runs until Ctrl-C, SIGTERM or the end of `options.seconds`. Raises LocalError if something did not start.
 
     `say` prints a line of text; `as_json` prints the state as JSON, once, when everything is up.
     """
@@ -85,12 +85,10 @@ def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = N
                     say("stopping")
                 finally:
                     programs.stop()
-        except LocalError as error:
+        except LocalError:
             if not ending.is_set():
-                say(f"replays-ingest: {error}")
-                return 1
+                raise
     say("everything is stopped and removed")
-    return 0
 
 
 def _bound(options: Options) -> list[socket.socket]:
@@ -99,7 +97,9 @@ def _bound(options: Options) -> list[socket.socket]:
         return server.bound(options.host, options.port)
     except OSError as error:
         why = error.strerror or str(error)
-        raise LocalError(f"cannot listen on {options.host}:{options.port}: {why}; choose another --port") from None
+        raise LocalError(
+            f"cannot listen on {options.host}:{options.port}: {why}; choose another --host or --port"
+        ) from None
 
 
 def _programs(stack: Stack, say: Say, ending: threading.Event) -> Programs:

@@ -173,3 +173,12 @@ def test_a_list_that_is_not_text_is_a_wrong_value(tmp_path: Path):
     assert result.code == 2
     assert "is not a replay id" in result.err.splitlines()[-1]
     assert "\x1b" not in result.err
+
+
+def test_an_address_that_is_not_of_this_machine_is_reported_before_anything_starts():
+    """`try` prints one line to standard error and exits with 1."""
+    result = command({}, "try", "--host", "192.0.2.1", "--port", "0")
+
+    assert (result.code, result.out) == (1, "")
+    assert "cannot listen on 192.0.2.1:0" in result.err
+    assert "choose another --host or --port" in result.err
