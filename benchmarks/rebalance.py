@@ -108,7 +108,7 @@ def longest_standstill_seconds(samples: Sequence[tuple[float, int]], until: floa
     return max(after - before for before, after in itertools.pairwise([*rises, max(until, rises[-1])]))
 
 
-def figures_of(page: str) -> dict[str, float]:
+def metric_values(page: str) -> dict[str, float]:
     """Returns sums over all series, by name, from the text of a /metrics page."""
     sums: dict[str, float] = {}
     for line in page.splitlines():
@@ -205,7 +205,7 @@ class Watch:
         """
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
-                found = figures_of(answer.read().decode())
+                found = metric_values(answer.read().decode())
         except (OSError, ValueError, HTTPException):
             return
         if name in self._readers:

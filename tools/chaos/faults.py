@@ -217,11 +217,11 @@ class ProcessFaults:
         did not detect.
         """
         server = self._primary()
-        server.ask("REPLICAOF", HOST, str(free_port()))
+        server.send_command("REPLICAOF", HOST, str(free_port()))
         self._stop_faults.wait(rng.uniform(1, 10))
         with contextlib.suppress(OSError):  # Redis was killed by the other thread, or restored by Sentinel
             if server is self._primary():
-                server.ask("REPLICAOF", "NO", "ONE")
+                server.send_command("REPLICAOF", "NO", "ONE")
         return ""
 
     def fail_over(self, rng: random.Random) -> str:

@@ -161,13 +161,13 @@ def demote_redis(game: Game) -> None:
     """Simulates a failover after which the address still resolves to the old primary, which serves reads and
     refuses writes.
     """
-    game.redis_server.ask("REPLICAOF", HOST, str(free_port()))
+    game.redis_server.send_command("REPLICAOF", HOST, str(free_port()))
 
 
 def promote_redis(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("redis-cli REPLICAOF NO ONE")
-    game.redis_server.ask("REPLICAOF", "NO", "ONE")
+    game.redis_server.send_command("REPLICAOF", "NO", "ONE")
 
 
 def fill_redis(game: Game) -> None:

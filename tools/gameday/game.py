@@ -39,7 +39,7 @@ PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
 RECOVERY_SECONDS_MAX = 120.0
 FIRE_SECONDS_MAX = 150.0
 RESOLVE_SECONDS_MAX = 300.0
-HEALTHY_SECONDS_MAX = 60.0
+RECOVERY_SECONDS_MAX = 60.0
 LETTER_SECONDS_MAX = 60.0
 COMMAND_SECONDS_MAX = 400.0
 POLL_SECONDS = 0.25
@@ -347,7 +347,7 @@ class Game:
             found[:] = self.prometheus.query(expression)
             return bool(found)
 
-        self.until(holds, HEALTHY_SECONDS_MAX, expression)
+        self.until(holds, RECOVERY_SECONDS_MAX, expression)
         self.record_check(f"{expression}: it is {float(found[0]['value'][1]):g}")
 
     def _wait_until_fired(self, name: str) -> Alert:

@@ -76,9 +76,9 @@ class Redis(Server):
         except OSError:
             return False
 
-    def ask(self, *words: str) -> Any:
+    def send_command(self, *words: str) -> Any:
         """Sends one command and returns the response. Raises OSError, or LocalError for an error response."""
-        return ask(self.port, words)
+        return send_command(self.port, words)
 
     @property
     def address(self) -> str:
@@ -94,7 +94,7 @@ class Redis(Server):
         super().restart(kill=kill)
 
 
-def ask(port: int, words: Sequence[str], password: str = "") -> Any:
+def send_command(port: int, words: Sequence[str], password: str = "") -> Any:
     """Sends one command, and returns the response: text, a number, a list or None.
 
     Raises OSError, or LocalError for an error response.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from ingest.local.servers.base import HOST, Server
 from ingest.local.servers.processes import Child, Children, LocalError, wait_until
-from ingest.local.servers.redis import Redis, ask, binary
+from ingest.local.servers.redis import Redis, binary, send_command
 
 MASTER = "replays"
 SENTINELS = 3
@@ -75,14 +75,14 @@ class Sentinel(Server):
             ]
         return "\n".join(lines) + "\n"
 
-    def ask(self, *words: str) -> Any:
+    def send_command(self, *words: str) -> Any:
         """Sends one command and returns the response. Raises OSError, or LocalError for an error response."""
-        return ask(self.port, words, self._sentinel_password)
+        return send_command(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:
         """Returns whether the Sentinel has found the primary."""
         try:
-            return bool(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
+            return bool(self.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
         except (OSError, LocalError):
             return False
 
@@ -127,7 +127,7 @@ class RedisGroup(Server):
                 server.start()
         if not self._is_running(self.sentinels[0]):
             first, second = self.servers
-            ask(second.port, ["REPLICAOF", HOST, str(first.port)], self.password)
+            send_command(second.port, ["REPLICAOF", HOST, str(first.port)], self.password)
             for sentinel in self.sentinels:
                 sentinel.start()
         self._child = self.primary.child
@@ -147,14 +147,14 @@ class RedisGroup(Server):
     def can_fail_over(self) -> bool:
         """Returns whether a failover can currently succeed."""
         try:
-            seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
+            seen = {tuple(s.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
             return len(seen) == 1 and all(self._sees_all_servers(sentinel) for sentinel in self.sentinels)
         except (OSError, LocalError):
             return False
 
     def _sees_all_servers(self, sentinel: Sentinel) -> bool:
-        master = _fields(sentinel.ask("SENTINEL", "MASTER", MASTER))
-        replicas = [_fields(each) for each in sentinel.ask("SENTINEL", "REPLICAS", MASTER)]
+        master = _fields(sentinel.send_command("SENTINEL", "MASTER", MASTER))
+        replicas = [_fields(each) for each in sentinel.send_command("SENTINEL", "REPLICAS", MASTER)]
         usable = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
         return (
             master["flags"] == "master"
@@ -167,7 +167,7 @@ class RedisGroup(Server):
         """The primary that the Sentinels report. Raises LocalError if no Sentinel reports a primary."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
-                _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+                _, port = sentinel.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
                 return next(server for server in self.servers if server.port == int(port))
         raise LocalError("no Sentinel names a primary")
 
@@ -184,7 +184,7 @@ class RedisGroup(Server):
 
     def _failover_begins(self) -> bool:
         try:
-            self.sentinels[0].ask("SENTINEL", "FAILOVER", MASTER)
+            self.sentinels[0].send_command("SENTINEL", "FAILOVER", MASTER)
         except LocalError:  # a failover is in progress, or the replica was recently unreachable
             return False
         return True

@@ -39,7 +39,7 @@ def test_the_chosen_program_is_the_server(children: Children, tmp_path: Path) ->
     server.start()
 
     assert f"--port {server.port}" in note.read_text()
-    assert server.ask("PING") == "PONG"
+    assert server.send_command("PING") == "PONG"
 
 
 def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingest.local import background
-from ingest.local.servers.redis import ask
+from ingest.local.servers.redis import send_command
 from ingest.local.stack import Stack
 from tests.kit.paths import ROOT
 
@@ -153,8 +153,8 @@ def test_redis_starts_empty_with_a_broker_that_keeps_no_messages(tmp_path: Path)
             stack.start(["kafka", "redis"])
             stack.start(["kafka", "redis"])  # a running Redis is not touched
             port = stack.servers["redis"].port
-            found: list[str] = ask(port, ["KEYS", "*"])
-            ask(port, ["SET", "of", kafka or "tansu"])
+            found: list[str] = send_command(port, ["KEYS", "*"])
+            send_command(port, ["SET", "of", kafka or "tansu"])
         return found
 
     assert keys_of("") == []

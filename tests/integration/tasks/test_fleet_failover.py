@@ -25,7 +25,7 @@ from ingest.core.model import Stage
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import HOST, Children, free_port
-from ingest.local.servers.redis import Redis, ask
+from ingest.local.servers.redis import Redis, send_command
 from ingest.local.servers.sentinel import MASTER, RedisGroup, Sentinel
 from ingest.local.servers.tls import TlsProxy, make_certificates
 from ingest.observe.fleet import FleetWatch
@@ -77,7 +77,7 @@ def switched_address(children: Children, tmp_path: Path) -> Iterator[tuple[Fault
     for server in servers:
         server.start()
     first, second = servers
-    ask(second.port, ["REPLICAOF", HOST, str(first.port)])
+    send_command(second.port, ["REPLICAOF", HOST, str(first.port)])
     with FaultProxy(first.address) as proxy:
         yield proxy, first, second
 
@@ -102,9 +102,9 @@ def test_a_demoted_primary_with_open_connections_is_abandoned(
     cut_before = proxy.counts["reset"]
 
     def fail_over() -> None:
-        ask(second.port, ["REPLICAOF", "NO", "ONE"])
+        send_command(second.port, ["REPLICAOF", "NO", "ONE"])
         proxy.set_target(f"{HOST}:{second.port}")
-        ask(first.port, ["REPLICAOF", HOST, str(second.port)])
+        send_command(first.port, ["REPLICAOF", HOST, str(second.port)])
 
     load(fleet, 100_000, fail_over)
     watch.check()
@@ -217,7 +217,7 @@ def test_a_batch_is_flushed_over_a_unix_socket(
 
 def query_keyspace(redis: Redis) -> str:
     """Returns the databases of this Redis that contain keys."""
-    return str(redis.ask("INFO", "keyspace"))
+    return str(redis.send_command("INFO", "keyspace"))
 
 
 @contextmanager

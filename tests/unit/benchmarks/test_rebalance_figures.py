@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rebalance import Outcome, assigned, figures_of, longest_standstill_seconds, moved
+from benchmarks.rebalance import Outcome, assigned, longest_standstill_seconds, metric_values, moved
 from ingest.local.servers.processes import Child, Children
 
 CALM = Outcome(
@@ -62,7 +62,7 @@ def test_figures_are_summed_over_their_labels() -> None:
     """A figure is the sum over all series with its name in Prometheus' text format; comment lines are skipped."""
     page = '# HELP read what\n# TYPE read counter\nread{partition="0"} 3.0\nread{partition="1"} 4.0\nowned 2.0\n'
 
-    assert figures_of(page) == {"read": 7.0, "owned": 2.0}
+    assert metric_values(page) == {"read": 7.0, "owned": 2.0}
 
 
 @pytest.fixture
