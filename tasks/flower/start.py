@@ -187,6 +187,6 @@ def _refuse_everybody(emails: str) -> None:
     try:
         everybody = re.match(emails, "somebody@anywhere.invalid")
     except re.error as error:
-        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is not a valid regular expression: {error}") from error
+        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is not a valid pattern of addresses: {error}") from error
     if everybody:
         raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS matches every address: restrict it")
