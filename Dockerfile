@@ -21,7 +21,7 @@ RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolatio
  && /build/bin/pip --python /venv/bin/python check
 
 FROM ${PYTHON_IMAGE}
-# Docker gives a new volume the owner of this folder. The volume holds Flower's task history.
+# A new Docker volume inherits the owner of this folder. The volume holds Flower's task history.
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays \
  && install --directory --owner 10001 --group 10001 --mode 700 /var/lib/replays
 COPY --from=build /venv /venv

@@ -3,9 +3,9 @@
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
 It responds like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), ClickHouse's HTTP
-interface (inserts, and the requests of the official client on connect) and BigQuery's insertAll. It stores names,
-generations and sizes, but no content. It is one asyncio process without threads, and uses about 0.1 ms of CPU per
-upload.
+interface (inserts, and the requests that the official client sends when it connects) and BigQuery's insertAll. The
+server stores names, generations and sizes, but no content. It is one asyncio process without threads, and uses
+about 0.1 ms of CPU per upload.
 
 A script is a list of rules for failures, tried in order. A rule has `sink` (gcs, clickhouse, bigquery), `every`
 (each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and

@@ -1,4 +1,4 @@
-"""Measures how soon ingestion continues after a long outage of one sink.
+"""Measures how soon ingestion resumes after a long outage of one sink.
 
     python -m benchmarks.outage --minutes 30                       Cloud Storage responds with 503 for half an hour
     python -m benchmarks.outage --sink clickhouse --fault refuse   ClickHouse refuses connections
@@ -55,10 +55,10 @@ FIRST, COMMIT, NEW, NORMAL = "first request forwarded", "first commit", "first n
 
 @dataclass(slots=True)
 class Outcome:
-    """The measurements of a run. `seconds`: time after the end of the outage, by milestone. `lag`: lag before and
-    at the end of the outage, in messages. `requests_per_minute`: requests sent by the fleet during the last half
-    of the outage. `load_average`: the load average of the machine, over 15 minutes at the end of the outage and
-    over 1 minute afterwards.
+    """The measurements of a run. `seconds`: time after the end of the outage, by milestone. `lag`: lag in
+    messages, before the outage and at its end. `requests_per_minute`: requests sent by the fleet during the last
+    half of the outage. `load_average`: the load average of the machine, over 15 minutes at the end of the outage
+    and over 1 minute afterwards.
     """
 
     sink: str
@@ -74,12 +74,12 @@ class Outcome:
 
 
 def forwarded(counts: Mapping[str, int]) -> int:
-    """Returns the number of requests that the proxy has not answered with an error."""
+    """Returns the number of requests that the proxy forwarded instead of responding with an error."""
     return counts.get("requests", 0) - sum(count for name, count in counts.items() if name.startswith("status "))
 
 
 def attempted(counts: Mapping[str, int], fault: str) -> int:
-    """Returns the number of failed requests."""
+    """Returns the number of requests to which the proxy responded with 503; 0 for any other fault."""
     return counts.get("status 503", 0) if fault == "503" else 0
 
 

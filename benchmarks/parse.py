@@ -5,8 +5,9 @@ processes.
 
 There are three workloads: segments of the generator's `clean` mix, segments of its `small` mix without malformed
 messages, and the recordings in REPLAYS_FIXTURES (or ../shared/fixtures), one segment per file. The floor is the
-minimum cost of a Python program that inflates and validates: one call of isal, and a decoder that builds one small
-object per event. All programs run in turn within one run, so ratios compare measurements of the same run.
+minimum cost of a Python program that inflates and validates a recording: one call to isal, and a decoder that
+builds one small object per event. All programs run in turn within one run, so ratios compare measurements of the
+same run.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _decode_minimal = msgspec.json.Decoder(list[MinimalEvent]).decode
 
 
 def floor(body: bytes) -> None:
-    """Does the minimum work of any parser: decompresses a body up to the size limit, and scans its JSON."""
+    """Does the minimum work that any parser must do: decompresses a body up to a limit, and scans its JSON."""
     _decode_minimal(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 

@@ -88,7 +88,7 @@ class Outcome:
 
     @property
     def sent_again(self) -> float:
-        """Packets sent again as a share of the segments stored in one pass; may exceed 1."""
+        """Repeated metrics packets as a share of the packets of a run without repetition; may exceed 1."""
         return max(0, self.packets - self.packets_expected) / self.packets_expected
 
     @property
@@ -98,7 +98,7 @@ class Outcome:
 
 
 def longest_standstill_seconds(samples: Sequence[tuple[float, int]], until: float) -> float:
-    """Returns the longest time between two increases of a count, up to `until`. `samples`: pairs
+    """Returns the longest time without an increase of a count, from the first sample to `until`. `samples`: pairs
     (seconds, count), in order.
     """
     if not samples:
@@ -233,7 +233,10 @@ def assigned(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Returns how often partitions were assigned to these readers since that time, according to their logs."""
+    """Returns how many partitions have been assigned to these readers since that time, according to their logs.
+
+    A partition counts once per assignment.
+    """
     lines = (line for child in children for line in log_lines_of(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
@@ -311,9 +314,7 @@ def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """Runs the case `killed` with the addition that Redis loses all data: staged batches, queues and done
-    marks.
-    """
+    """Runs the case `killed`, but Redis also loses all of its data: staged batches, queues and done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_until_shared(one=SOURCE_PARTITIONS)

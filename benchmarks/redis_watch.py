@@ -17,8 +17,8 @@ import redis
 
 # The fields of INFO MEMORY that explain a server's growth: `used_memory` is the number of bytes requested from the
 # allocator, `used_memory_dataset` is the part of it that holds keys, and `allocator_active` and
-# `allocator_resident` are the pages that the allocator holds. An allocator other than jemalloc does not report its
-# pages, and the server then returns its resident set size instead.
+# `allocator_resident` are the pages that the allocator holds. With an allocator other than jemalloc, the server
+# has no statistics on pages, and reports the resident set size of its process instead.
 REDIS_MEMORY = (
     "used_memory",
     "used_memory_dataset",

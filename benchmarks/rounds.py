@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Maps a figure of one run to its name in tables, and to whether its ratio is inverted (reference to system), so
-# that a higher ratio is always better.
+# For each figure of a run: its name in tables, and whether its ratio is inverted (reference / system). The ratio
+# of CPU time per segment is inverted, because tables show it as a ratio of segments per core-second.
 RATIOS = {
     "segments_per_second": ("segments/s", False),
     "cpu_micros_per_segment": ("segments per core-second", True),
@@ -31,7 +31,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Returns the spread of these values, which must not be empty."""
+        """Returns the spread of these values; there must be at least one."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, decimals: int = 0) -> str:

@@ -11,10 +11,10 @@ the CPU time that each reader and each worker uses when idle. The check runs twi
 
 - With *equal batches* (no early cuts), batches are the same with any number of readers. A segment may cost as
   much as with one reader or one group, plus what the added processes use when idle.
-- With *early cuts*, the default, batches get smaller as readers are added: each reader has few batches in flight
-  more often, so it cuts early more often, and fewer segments share the fixed cost of a batch. The model takes the
-  cost per segment and per batch from the first and the last run, at the batch sizes of the simulation, and must
-  predict the runs between them.
+- With *early cuts*, the default, batches get smaller as readers are added: the number of batches in flight per
+  reader is more often below the limit for early cuts, so each reader cuts early more often, and fewer segments
+  share the fixed cost of a batch. The model takes the cost per segment and per batch from the first and the last
+  run, at the batch sizes of the simulation, and must predict the runs between them.
 
 The exit code is 1 if the cost of a run exceeds the prediction by more than `--tolerance` (30 %), or, with early
 cuts, if it is lower by more than that.
@@ -58,7 +58,7 @@ def numbers(text: str) -> list[float]:
 
 
 def check(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures each number of readers and of shards in each mode, and returns one row per run."""
+    """Measures one run per mode and number of readers, and one per number of shards. Returns one row per run."""
     from benchmarks.servers import Bench
     from benchmarks.shapes import Shape
     from benchmarks.system import run
@@ -148,7 +148,7 @@ def total(row: dict[str, Any]) -> float:
 
 
 def show_check(rows: list[dict[str, Any]], costs: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Prints the table of the check."""
+    """Prints the results of the check as a table."""
     lines = [
         [
             f"{row['mode']}, {row['number']} {row['kind']}",

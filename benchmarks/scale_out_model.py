@@ -1,4 +1,4 @@
-"""Simulation of a deployment beyond one machine, from measured costs per segment. No servers run.
+"""Simulates a deployment that spans several machines, from measured costs per segment. No servers run.
 
 Batch size: a discrete-event simulation of one reader with the rules of the core (`_on_tick` and `_cut_early` in
 ingest/core/pipeline.py, `due` and `due_early` in ingest/core/batching.py): a batch is cut when it is full, when
@@ -10,7 +10,8 @@ worker processes are modelled as an M/D/c queue, with Sakasegawa's approximation
 service times.
 
 The numbers of processes are chosen so that each core's utilization is at most `utilization`. The cost per segment
-decreases as batches grow, so the numbers of processes and the batch size are computed in turn until they converge.
+decreases as batches grow, so the numbers of processes and the batch size are computed alternately until they
+converge.
 """
 
 from __future__ import annotations

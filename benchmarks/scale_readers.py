@@ -2,11 +2,11 @@
 
     python -m benchmarks.scale_readers
 
-A partition that receives messages counts as *stalled* between two commits that advance its offset. Three of four
-readers get SIGTERM at the same time, as from an autoscaler. Once the remaining reader has all partitions, three
-readers are started again. At the end, every sink is compared with the manifest of the load. The exit code is 1 if
-an item is missing, if a committed offset decreased, if the load ended before the last rebalance, or if a partition
-stalled for `--limit` seconds.
+A *stall* of a partition is the time between two consecutive commits that advance its offset, while it receives
+messages. Three of four readers get SIGTERM at the same time, as when an autoscaler scales down. Once the remaining
+reader has all partitions, three readers are started again. At the end, every sink is compared with the manifest of
+the load. The exit code is 1 if an item is missing, if a committed offset decreased, if the load ended before the
+last rebalance, or if a stall lasted at least `--limit` seconds.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Outcome:
 
 
 def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, until: float) -> dict[int, float]:
-    """Returns for each partition the longest time between two commits that advance its offset, from `since` to
-    `until`.
+    """Returns for each partition the longest time between two consecutive commits that advance its offset, from
+    `since` to `until`.
     """
     return {
         partition: longest_standstill_seconds(

@@ -1,18 +1,20 @@
 """Throughput with slow sinks: what is in flight, divided by how long it is in flight.
 
-Derived from the code, for the layout `segment`:
+Derived from the code, for the `segment` layout:
 
 - A flush task for Cloud Storage has up to `blobs_per_task` uploads, of which `connections` run at the same time
   (tasks/sinks/gcs/uploads.py). With a latency L, a task of n uploads takes ceil(n / connections) * L, and a worker
-  process runs one task at a time. Uploads: processes * uploads of a batch / the sum of its tasks' durations.
-- A batch is in flight from its cut until its last stage is confirmed: its boundary is recorded (a commit), then
-  its uploads, then its rows, one stage after the other (decision 008). The tasks of a stage run in parallel
-  if there are enough worker processes. Batches: batches in flight * segments per batch / that time.
+  process runs one task at a time. Limit by uploads, in segments per second: processes * segments per batch / total
+  duration of the batch's tasks.
+- A batch is in flight from its cut until its last stage is confirmed. First its boundary is recorded (a commit),
+  then its objects are uploaded, and then its rows are written (decision 008). The tasks of a stage run in parallel
+  if there are enough worker processes. Limit by batches, in segments per second: batches in flight * segments per
+  batch / time in flight.
 - At REPLAYS_IN_FLIGHT_BYTES_MAX or REPLAYS_IN_FLIGHT_BATCHES_MAX, the reader stops until both counts have fallen
   to half (ingest/core/backpressure.py), so on average three quarters of the limit are in flight. Open batches,
   half full on average, one per partition, count as bytes in flight but are not being flushed.
 
-The prediction is the lowest of these rates and of the rate that the machine can process.
+The prediction is the lowest of these rates and the rate that the machine sustains with fast sinks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Runs a whole consumer, ours or a peer, on one workload, and measures time, CPU, memory and delay.
 
-All processes of the measured system (reader, workers and Redis, or the processes of a peer) are pinned to the
-same cores and counted. The broker, the stores, the producer and this program use the other cores and are not
-counted. The backlog is in the broker before the system starts. The measured part of a run excludes start-up,
-joining the group and the last batches (benchmarks/window.py); the run ends when all segments are committed.
+All processes of the measured system (reader, workers and Redis, or the processes of a peer) are pinned to the same
+cores, and the CPU time and memory of all of them are counted. The broker, the stores, the producer and this
+program use the other cores and are not counted. The backlog is in the broker before the system starts. The
+measured part of a run excludes start-up, joining the group and the last batches (benchmarks/window.py); the run
+ends when all segments are committed.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class _Running:
 
 
 def _watch(running: _Running) -> Window:
-    """Observes the commits until all segments are committed, and returns the measured part."""
+    """Observes the commits until all segments are committed, and returns the measured part of the run."""
     shape, settings = running.shape, running.settings
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]

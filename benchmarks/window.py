@@ -1,8 +1,8 @@
 """The part of a run that is measured: from the commit of `warm` segments until `tail` segments are left to commit.
 
 A reader works ahead of its commits. If the measurement ended with the last commit, it would count segments whose
-work was done before it started, and its time would include the wait for the last batch to be cut. With a tail that
-exceeds the maximum amount in flight, the amount in flight is about the same at the start and at the end.
+work was done before it started, and its time would include the wait for the last batch to be cut. If the tail is
+larger than the in-flight limit, about as much is in flight when the measurement starts as when it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Mark:
 
 @dataclass(slots=True)
 class Window:
-    """Keeps the first and the last observation of the measured part, and a series between them.
+    """Keeps the first and the last observation of the measured part of a run, and a series between them.
 
     `requests`: number of requests so far, by sink, at the start and at the end of the measurement.
     """

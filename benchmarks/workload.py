@@ -67,8 +67,8 @@ class Load(threading.Thread):
     the same load.
 
     Without a rate, all are produced at once. With a rate, the first `primer` segments are produced at once, and
-    the others at that rate once `go` is set, so that the topic contains no backlog from the time when the system
-    started. `sent_at` contains the time of each produced segment, in Unix seconds.
+    the others at that rate once `go` is set, so that the topic contains no backlog that built up while the system
+    was starting. `sent_at` contains the time of each produced segment, in Unix seconds.
     """
 
     def __init__(self, settings: Settings, shape: Shape, workload: Workload) -> None:
@@ -122,8 +122,8 @@ def delays_of(
 ) -> dict[str, float]:
     """Returns percentiles of the delay from produce() to storage, in ms, for segments after the warm-up.
 
-    A packed object is named by its batch, whose id ends with its offset range. Otherwise, a segment is found by
-    its name, so there are no figures if segments were sent repeatedly.
+    A packed object is named after its batch, whose id ends with the batch's offset range. In the other layout, a
+    segment is identified by its name, so the result is empty if segments were sent more than once.
     """
     delays: list[float] = []
     if shape.layout == "packed":

@@ -43,7 +43,7 @@ from ingest.cli.values import OutputFile, ReplayId
 @click.option(
     "--certificate",
     type=OutputFile(),
-    help="Write a JSON record of what was removed to this file.",
+    help="File to which a JSON record of the removed data is written.",
 )
 @by_option
 @as_json

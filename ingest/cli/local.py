@@ -123,8 +123,8 @@ def load_command(
 ) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    `received` is the time at which each message is produced, so end-to-end delays are real. The recorded visits
-    took place within the past day.
+    `received` is the time at which each message is produced, so end-to-end delays are real. The generated visits
+    themselves are dated to the evening before the last midnight (UTC).
     """
     from rich.progress import Progress
 

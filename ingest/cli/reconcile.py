@@ -57,8 +57,8 @@ def reconcile(
     repaired; 1: something is missing, or the comparison failed (see the last line).
 
     With --expired, reads no messages. Compares the bucket with ClickHouse and lists objects (in both layouts) that
-    are older than the retention in their names, and segments whose object is missing. Exit code 0: nothing is
-    listed; 1: something is listed.
+    are older than the retention period given in their names, and segments whose object is missing. Exit code 0:
+    nothing is listed; 1: something is listed.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):

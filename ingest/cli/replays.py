@@ -122,7 +122,7 @@ def replays_group() -> None:
 @click.option(
     "--text",
     default="",
-    help="Only replays whose user, e-mail or page address contains this, or whose id starts with it.",
+    help="Only replays whose user, e-mail address or page URL contains this text, or whose id starts with it.",
 )
 @click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option(

@@ -149,7 +149,7 @@ single("a class of one-letter names", click_event(attributes={"class": "@"}), b"
 many("events with only a type", {"type": 0})
 
 
-@shape("a replay_event of escaped backslashes and a lone surrogate")
+@shape("a replay_event that consists of escaped backslashes and a lone surrogate")
 def _backslashes_in_document(raw_bytes: int) -> bytes:
     document = filled(b'{"release":"', rb"\\", rb'\ud800"}', min(raw_bytes, 14_000_000))
     return recording([], replay_event=document)

@@ -90,7 +90,7 @@ def append_at_offsets(target: Target) -> None:
 
 
 def append_without_an_offset(target: Target) -> None:
-    """An append without an offset is added at the end of the stream.
+    """Rows appended without an offset are added at the end of the stream.
 
     Page: Package google.cloud.bigquery.storage.v1.
     """

@@ -40,7 +40,7 @@ def page_of(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield (
         "A cell describes how a server differs from the documentation. Error texts are not compared. The real "
-        "service was not tested: the servers are compared with its documentation only."
+        "service was not tested: the three servers are compared only with its documentation."
     )
     yield (
         f"The {OURS} ran with a streaming buffer of 90 minutes, as in the service; without "
@@ -55,7 +55,7 @@ def page_of(result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Permissions are not compared, because none of the three servers has access control; `403 accessDenied` "
         "is tested with scripted responses (`tests/integration/tasks/sinks/test_sink_bigquery.py`). Quotas, "
-        "billing, the delay until every server of the service knows a new table or column, and the expiry of "
+        "billing, the delay until a new table or column is known throughout the service, and the expiry of "
         "streams are not compared, because none of the three servers has them. The default stream, streams of "
         "other types, load jobs and the Storage Read API are not compared, because this system does not use them."
     )
