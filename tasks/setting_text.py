@@ -47,6 +47,13 @@ SOCKET = Form(
     "empty, or an absolute path, optionally prefixed with unix://, unixgram:// or unixstream://",
 )
 
+_ADDRESS = r"[^\s@|*^$()\[\]{}\\]+@[A-Za-z0-9.-]+"
+# Flower compares addresses literally, except for one `.*`; in any other pattern, no address would match.
+EMAILS = Form(
+    re.compile(rf"(?:{_ADDRESS}(?:\|{_ADDRESS})*|[^\s@|*^$()\[\]{{}}\\]*\.\*@[A-Za-z0-9.-]+)?"),
+    "addresses separated by |, or .*@example.com for all addresses of a domain",
+)
+
 FORMS: Mapping[str, Form] = {
     "bigquery_location": LOCATION,
     "bigquery_project": PROJECT,
@@ -55,6 +62,7 @@ FORMS: Mapping[str, Form] = {
     "datadog_socket": SOCKET,
     "dead_letter_topic": DEFAULT_TOPIC,
     "flower_host": HOST,
+    "flower_oauth_emails": EMAILS,
     "flower_oauth_key": USER,
     "gcs_bucket": BUCKET,
     "gcs_location": LOCATION,
@@ -74,7 +82,6 @@ BLANK_NOT_ALLOWED = frozenset(
     (
         "clickhouse_password",
         "flower_basic_auth",
-        "flower_oauth_emails",
         "flower_oauth_secret",
         "kafka_sasl_password",
         "redis_sentinel_password",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from flower.utils.authentication import authenticate, validate_auth_option
 
 from ingest.settings import Settings
 from tasks.setting_text import BLANK_NOT_ALLOWED, FORMS, check
@@ -14,6 +15,12 @@ ACCEPTED = {
     "datadog_host": ("127.0.0.1", "::1", "fe80::1%eth0", "agent.monitoring.svc"),
     "datadog_socket": ("", "/var/run/dsd.socket", "unixgram:///var/run/dsd.socket"),
     "dead_letter_topic": ("", "letters"),
+    "flower_oauth_emails": (
+        "",
+        "ann@example.com",
+        "ann@example.com|o'neil+on-call@example.co.uk",
+        ".*@example.com",
+    ),
     "flower_oauth_key": ("", "1234-abc.apps.googleusercontent.com"),
     "gcs_bucket": ("replays", "my_bucket-1.example.com"),
     "gcs_location": ("", "US"),
@@ -28,6 +35,15 @@ REFUSED = {
     "datadog_host": ("", "http://agent", "agent:8125/", "[::1]"),
     "datadog_socket": ("dsd.socket", "unix://dsd.socket", "tcp:///x"),
     "dead_letter_topic": (".", "two words"),
+    "flower_oauth_emails": (
+        " ",
+        ".*",
+        "*@example.com",
+        ".*@.*",
+        "^ann@example.com$",
+        r".*@example\.com",
+        "a@b.c,d@e.f",
+    ),
     "flower_oauth_key": ("key ",),
     "gcs_bucket": ("ab", "gs://replays", "Replays", "-replays"),
     "gcs_location": ("US/EU",),
@@ -73,3 +89,13 @@ def test_shared_keys_may_be_on_separate_lines() -> None:
 def test_every_form_is_of_a_setting_and_fits_its_default() -> None:
     for name in FORMS:
         check(name, Settings.model_fields[name].default)
+
+
+@pytest.mark.parametrize("text", filter(None, ACCEPTED["flower_oauth_emails"]))
+def test_flower_admits_somebody_with_each_accepted_pattern_of_addresses(text: str) -> None:
+    """Flower's own comparison matches an address of the pattern, and not every address."""
+    somebody = text.split("|")[0].replace(".*", "ann")
+
+    assert validate_auth_option(text)
+    assert authenticate(text, somebody)
+    assert not authenticate(text, "somebody@anywhere.invalid")
