@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from ingest.cli.main import main
+from ingest.cli.values import BatchId, LetterId
 from ingest.local.servers.tls import make_certificates
 from ingest.settings import Settings
 from tests.kit.paths import ROOT
@@ -214,7 +215,8 @@ def words(path: tuple[str, ...], folder: str) -> list[str]:
 def _value(kind: Any, folder: str) -> str:
     if isinstance(kind, click.File | click.Path):
         return f"{folder}/text"
-    return "1" if isinstance(kind, click.IntRange | click.FloatRange) else "a" * 32
+    values = {BatchId: "topic-0-10-20", LetterId: "0-17"}
+    return "1" if isinstance(kind, click.IntRange | click.FloatRange) else values.get(type(kind), "a" * 32)
 
 
 COMMANDS = [path for path in leaf_commands(main) if path != ("completion",)]  # This command reads no settings.
