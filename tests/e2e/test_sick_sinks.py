@@ -55,8 +55,8 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
         stuck_at = system.committed()
         assert stuck_at < sum(system.ends.values())
         assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
-        # This many batches result from one poll (200 messages, 40 per batch), plus one batch per partition that
-        # waits for a slot.
+        # The bound is the sum of the flushing batches (6), the batches cut from one poll (200 messages, 40 per
+        # batch), and one batch per partition that waits for a slot.
         assert system.metric("replays_reader_in_flight_batches") <= 6 + 200 / 40 + 4
         used, held = system.worker_cpu_seconds(), clickhouse.counts["held"]
 

@@ -48,8 +48,8 @@ class BrokenSetting:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> BrokenSetting:
-    """Returns a wrong setting. `values` are the invalid values, by the setting's lower-case name without its
-    prefix.
+    """Returns a wrong setting. `values` maps each setting's name (in lower case, without the prefix) to an invalid
+    value.
 
     If `names` is empty, the line must contain the name of each setting in `values`.
     """

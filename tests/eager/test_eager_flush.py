@@ -183,8 +183,8 @@ def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
 
 
 def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -> None:
-    """If another release parses the same range differently, its digest differs, so no done mark covers
-    unwritten bytes.
+    """If another release parses the same range differently, the batch's digest differs, so no done mark covers
+    bytes that were not written.
     """
     eager.settle(make_batch(messages=2), Stage.BLOBS)
 

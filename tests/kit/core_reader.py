@@ -51,12 +51,12 @@ class Reader(MockRuntime):
         return commands
 
     def settle_stages(self, dispatch: do.Dispatch) -> None:
-        """Completes all chords of this dispatch's batch; the next dispatches stay in `commands`."""
+        """Completes all chords of this dispatch's batch; the resulting dispatches stay in `commands`."""
         for stage in dispatch.batch.stages:
             self.handle_event(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
 
     def flush(self, dispatch: do.Dispatch) -> None:
-        """Completes all chords of the batch like `settle_stages`, and removes the next dispatches from
+        """Completes all chords of the batch like `settle_stages`, and removes the resulting dispatches from
         `commands`.
         """
         self.settle_stages(dispatch)

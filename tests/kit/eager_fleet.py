@@ -1,7 +1,7 @@
-"""The reader's dispatcher and the real tasks in one process: memory sinks, `task_always_eager`, a small Redis.
+"""The reader's dispatcher and the real tasks in one process, with in-memory sinks and a small Redis.
 
-No broker is involved. Staged bytes, done marks and the breaker work as in production, so Redis is the only server
-that is needed.
+Celery runs with `task_always_eager`, so no broker is involved. Staged bytes, done marks and the breaker work as in
+production, so Redis is the only server that is needed.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Relay:
         self._channel.close()
 
     def service(self, details: Any) -> Any:
-        """Returns the handler of every method; called by gRPC."""
+        """Returns the handler for the called method, whichever method that is. gRPC calls this for each call."""
         path = details.method
         method = path.rpartition("/")[2]
         if method == STREAMING:

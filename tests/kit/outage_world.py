@@ -85,8 +85,10 @@ class ModelBreaker:
 
 @dataclass(slots=True)
 class PatientFleet(Fleet):
-    """A fleet whose tasks wait as in `tasks.run`. `hang_seconds`: duration of a call that fails; 0 if sinks refuse
-    at once. `calls` and `writes`: the times of calls and of successful calls, by sink.
+    """A fleet whose tasks wait for the breaker and between retries like the real tasks (`tasks.retries`).
+
+    `hang_seconds`: duration of a call that fails; 0 if sinks refuse at once. `calls` and `writes`: the times of
+    all calls and of the successful calls, per sink.
     """
 
     settings: Settings = field(default_factory=Settings)

@@ -7,7 +7,7 @@ There is one parent process for each kind of program, so that a reader, for exam
 would not load if started normally. A program is started normally if it is not in LOADED, or if its environment
 changes the interpreter.
 
-    python -m tests.kit.prestarted KIND    a parent; its standard input is the control socket
+    python -m tests.kit.prestarted KIND    a parent process; its standard input is the control socket
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
 """
 
@@ -110,8 +110,8 @@ class Parents:
         return Fork(status_read, os.fdopen(go, "wb", buffering=0))
 
     def prepare(self, *kinds: str) -> None:
-        """Starts the parents for these kinds of programs without waiting until the parents have imported their
-        modules."""
+        """Starts the parent processes for these kinds of programs, without waiting until the parent processes have
+        imported their modules."""
         with self._lock:
             for kind in kinds:
                 self._control(kind)
@@ -141,18 +141,18 @@ class Parents:
     def share_with(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
         """Returns a command that runs the module, and the sockets that the command's process must inherit.
         Programs that the module starts are forked from the existing parent processes, so the command starts no
-        parents of its own.
+        parent processes of its own.
         """
         self.prepare(*LOADED)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
     def use_shared(self, numbers: Mapping[str, int]) -> None:
-        """Uses the parents whose sockets `share_with` has passed to this process."""
+        """Uses the parent processes whose sockets `share_with` has passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
-        """Ends the parents, but not the programs that were forked from them."""
+        """Ends the parent processes, but not the programs that were forked from them."""
         for control in self._controls.values():
             control.close()
         self._controls.clear()
@@ -301,8 +301,8 @@ def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Runs a parent until the parent's socket is closed. In a process that the parent has forked, runs the
-    requested program and exits with the program's exit code."""
+    """Runs a parent process until its control socket is closed. In a process forked from the parent process, runs
+    the requested program and exits with the program's exit code."""
     kind = sys.argv[1]
     if kind not in LOADED:
         PARENTS.use_shared(json.loads(kind))

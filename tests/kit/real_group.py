@@ -103,7 +103,7 @@ class Load:
     def account(self, *, exact: bool = False) -> Report:
         """Compares the contents of the sinks with the manifest of the produced messages.
 
-        If `exact` is true, nothing may have been written twice, including metrics.
+        If `exact` is true, nothing may have been written twice, not even metrics.
         """
         settings = self.fleet.settings
         expected = Expectation.from_manifest(self.manifest, settings=settings)

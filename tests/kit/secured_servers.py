@@ -135,7 +135,7 @@ def token_endpoint(subject: str, seconds: float = 300) -> Iterator[tuple[str, li
     """Runs an OAuth server for the client-credentials grant; yields its URL and the Authorization headers that it
     received.
 
-    The server's tokens are not signed, which the broker of these tests accepts.
+    The server's tokens are unsigned; the broker in these tests accepts unsigned tokens.
     """
     seen: list[str] = []
 

@@ -1,7 +1,7 @@
 """Sinks' responses to a durable write, and 2xx responses that do not prove that the data was written.
 
-`PROOFS` maps each sink to a function that builds its valid response. `false_successes(sink)` returns, by name,
-scripts whose 2xx responses do not prove that the data was written.
+`PROOFS` maps each sink to a function that builds a valid response to a write. `false_successes(sink)` returns a
+dict of named scripts whose 2xx responses do not prove that the data was written.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ PROOFS: dict[str, Callable[..., Answer]] = {
 
 
 def false_successes(sink: str) -> dict[str, Script]:
-    """Returns, by name, scripts whose 2xx responses do not prove that the data was written to this sink."""
+    """Returns named scripts whose 2xx responses do not prove that the data was written to this sink."""
     return {**_common_answers(sink), **_FALSE_ANSWERS_BY_SINK[sink]()}
 
 

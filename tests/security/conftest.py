@@ -18,7 +18,9 @@ DATABASE = 11
 
 @pytest.fixture(scope="session")
 def env(stack: Stack) -> dict[str, str]:
-    """The REPLAYS_* variables of running servers, with unique names; topics, bucket and tables exist."""
+    """The REPLAYS_* variables for running servers. The topic, consumer group, bucket and database have unique
+    names; the topics, the bucket and the tables already exist.
+    """
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"attacked{uuid.uuid4().hex[:8]}", stack.addresses["redis"], DATABASE)
     made = {**stack.settings(), **names, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}

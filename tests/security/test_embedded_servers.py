@@ -1,5 +1,5 @@
-"""Clients of the embedded servers' ports, including web pages in a browser, can neither read nor write other
-files.
+"""Clients of the embedded servers' ports, including web pages in a browser, can neither read nor write the
+user's files.
 """
 
 from __future__ import annotations

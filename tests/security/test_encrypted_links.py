@@ -319,7 +319,7 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_trusted_only_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """A client that does not trust the server's CA, has a wrong password, or does not use TLS cannot connect to
+    """A client that does not trust the server's CA, uses the wrong password, or does not use TLS cannot connect to
     Redis.
     """
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}

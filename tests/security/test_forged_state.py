@@ -95,8 +95,8 @@ OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.
 
 @pytest.fixture
 def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
-    """Replaces every shared key that commands read with a set, which is a type that none of our programs uses for
-    these keys.
+    """Overwrites every shared key that commands read. The new value is a Redis set, a type that none of our
+    programs uses for these keys.
     """
     client = connect(stored)
     for name in HASHES + OTHERS:

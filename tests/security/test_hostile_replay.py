@@ -1,4 +1,4 @@
-"""While a hostile replay is stored in real servers, no command prints terminal control sequences."""
+"""While a hostile replay is stored on real servers, no command prints terminal control sequences."""
 
 from __future__ import annotations
 
@@ -180,7 +180,8 @@ def test_no_command_steers_the_terminal(operator_system: OperatorSystem, tmp_pat
     }
     assert steering == {}
     assert unsafe_characters(stream.getvalue()) == set()
-    # These commands did print the hostile text, in its printable form.
+    # These commands printed the hostile text, with unprintable characters replaced, so the check above is not
+    # vacuous.
     for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
         assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words
     for words, result in done.items():

@@ -78,7 +78,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: st
 
 
 def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
-    """Every finding of `check` hides secrets, even if a client quotes a decoded password."""
+    """Secrets are redacted in every finding of `check`, even if a finding quotes the URL-decoded password."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
     monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
     monkeypatch.setenv("REPLAYS_KAFKA_BROKERS", "127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Our programs write nothing into files and folders that another user of the machine has prepared."""
+"""Our programs do not write to files or directories that another user of the machine has planted."""
 
 from __future__ import annotations
 

@@ -273,8 +273,8 @@ def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
 
 
 def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
-    """With a key, retries and attempts continue where they stopped: sealed progress and marks are accepted, and
-    nothing is written twice.
+    """With a shared key, a retry of a task and a new attempt at a batch write only what is left: sealed progress
+    and sealed done marks are accepted, and nothing is written twice.
     """
     from tasks.errors import TransientSinkError
 

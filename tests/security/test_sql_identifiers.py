@@ -38,8 +38,8 @@ FRAGMENTS = {"where", "having", "_SELECTED_REPLAYS", "_SELECTED_ROWS", "_FACTS",
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN_EXPRESSIONS: dict[str, set[str]] = {
-    # These values are converted by int() and UUID(), which the tests below verify. `named` is one of two constant
-    # strings in its function.
+    # `self._project_id` and `self._replay_id` are results of int() and UUID(); a test below verifies this. `named`
+    # is one of two constant strings in its function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),

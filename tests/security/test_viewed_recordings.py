@@ -183,7 +183,7 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
 
 
 def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
-    """A link from another site that contains the permission to load files has no effect."""
+    """A link from another site cannot permit the loading of files: its `elsewhere` parameter has no effect."""
     store_replays(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere={listener.address.removeprefix('http://')}")
@@ -213,10 +213,10 @@ def page_with(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
-    """The page lists one host of a recording's images and does not recognize another, whose URLs are written in
-    unusual ways.
+    """A recording's images come from two hosts. The page lists only one of them, because the other host's URLs are
+    written in unusual ways.
 
-    After files from other servers have been permitted, they load only from the listed host.
+    After the user permits files from other servers, files load only from the listed host.
     """
     hidden = Listener()
     address = hidden.address.replace("//", "\\\\")

@@ -43,7 +43,9 @@ LOGIN = "ann:a-long-password"
 
 @contextmanager
 def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]]]:
-    """Runs the pages while their servers are unavailable; yields their address and the links printed so far."""
+    """Serves the web pages while the servers that the pages depend on are unavailable. Yields the pages' address
+    and a list with the first printed login link; links printed later are appended on exit.
+    """
     with running(Settings(flower_basic_auth=SecretStr(passwords)), **options) as announced:
         address, link = announced.get(timeout=30)
         links = [link]
@@ -147,8 +149,8 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
 
 
 def test_wrong_links_do_not_throttle_passwords():
-    """Attempts with wrong links do not throttle logins with a password, because another site can make a browser
-    open any number of wrong links.
+    """Invalid login links do not throttle password logins, because another site can make a browser open any number
+    of such links.
     """
     with pages(LOGIN) as (address, _):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]

@@ -128,7 +128,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[:40])
 def test_no_address_causes_a_server_error(client: Client, target: str):
-    """Any requested path gets a status below 500, and no file outside the static files is sent."""
+    """Every requested path gets a status below 500, and no file outside the static directory is served."""
     assert 200 <= status_of(client, "GET", target) < 500
     if target.startswith("/static/"):
         assert status_of(client, "GET", target) >= 400

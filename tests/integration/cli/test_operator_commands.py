@@ -274,7 +274,7 @@ def test_lists_of_batches_and_letters_fit_80_columns(operator_system: OperatorSy
 
 
 def at_80_columns(env: dict[str, str], *arguments: str) -> list[str]:
-    """Returns the output of a command on a terminal of 80 columns."""
+    """Returns the output lines of a command that runs on an 80-column terminal."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "80"}, catch_exceptions=False)
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80

@@ -109,8 +109,8 @@ def test_a_session_is_found_and_its_evidence_exported(library: Library):
 
 
 def test_events_of_an_unknown_kind_are_refused(library: Library):
-    """An unknown kind gives exit code 2 and lists the available kinds, which include every kind in the
-    recordings.
+    """For an unknown kind, the command exits with code 2 and lists the available kinds, which include every kind
+    in the recordings.
     """
     result = command(library.env, "events", HOLED, "--kind", "nope")
     reported = command(library.env, "events", HOLED, "--json").json

@@ -87,7 +87,7 @@ def test_a_temporary_group_is_joined_committed_and_deleted(
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
     """A commit whose metadata is longer than the brokers accept is reported.
 
-    The report names our setting and the setting of the brokers, and no group remains.
+    The report names our setting and the brokers' setting, and `check` leaves no consumer group behind.
     """
     settings = kafka(cut_record_bytes_max=8000)
 

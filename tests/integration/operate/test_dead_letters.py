@@ -151,8 +151,8 @@ def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
 
 
 def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: Topics) -> None:
-    """If a shared key is configured, only sealed letters are replayed by default, even without their original
-    messages.
+    """If a shared key is configured, only sealed letters are replayed by default, even if their original messages
+    are no longer in Kafka.
     """
     settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
     keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic

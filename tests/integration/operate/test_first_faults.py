@@ -1,8 +1,8 @@
 """Tests what `check`, `top`, `status`, the operator's page and the logs report for each fault that a first-time
 user may cause.
 
-A fault is a change to the settings of a working system, as a user would make it. Each report must appear within
-ANSWER_SECONDS_MAX, and must name the server and what to do.
+A fault is a change that a user might make by mistake to the settings of a working system. Each report must appear
+within ANSWER_SECONDS_MAX, and must name the server and what to do.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def two_projects(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[TwoProjects]:
-    """Stores to which both projects were written, one after the other, either seconds apart (within BigQuery's
-    insertId window) or minutes apart (outside it)."""
+    """Stores to which the replays of both projects were written, one after the other: either seconds apart (within
+    BigQuery's insertId window) or minutes apart (outside it)."""
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
@@ -142,8 +142,8 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two_projects: TwoProjects) -> None:
     """Each project's replay is complete in every sink: the rows per project equal the parsed data.
 
-    Erasing one project's replay keeps the replay of the other project. A dead letter of the other project does not
-    prevent the erasure from completing.
+    Erasing one project's replay leaves the other project's replay unchanged. A dead letter of the other project
+    does not prevent the erasure from completing.
     """
     rows = [
         msgspec.json.decode(row.json)
@@ -244,10 +244,7 @@ def delete_some(two_projects: TwoProjects, which: Key) -> None:
 
 
 def refuse_outcome(two_projects: TwoProjects, which: Key) -> None:
-    """Writes a dead letter for the outcome of a replay, as if ClickHouse had refused it.
-
-    The name of the item is the replay's id.
-    """
+    """Writes a dead letter for a replay's row in `replay_outcomes`, as if ClickHouse had refused the row."""
     (row,) = [
         row
         for segment in two_projects.segments[which[0]]

@@ -123,7 +123,8 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     """
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE)
-    for _ in range(2):  # In the second round, tokens of the first repair must not make ClickHouse skip the insert.
+    # In the second round, the deduplication tokens of the first repair must not make ClickHouse skip the insert.
+    for _ in range(2):
         gone = damage(settings, sorted(system.expected.objects))
 
         account = reconcile.run(settings, Scope(), repair=True, per_second_max=UNLIMITED_RATE, by="oncall")
@@ -141,7 +142,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
 
 def damage(settings: Settings, names: list[str]) -> dict[str, int]:
     """Deletes two objects and some rows of each table, overwrites one object, and returns the number of affected
-    items by sink.
+    items per sink.
     """
     bucket = gcs.client(settings).bucket(settings.gcs_bucket)
     for name in names[:2]:
@@ -191,7 +192,7 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
 def damage_packed(settings: Settings) -> dict[str, set[str]]:
     """Deletes one object, overwrites another, and deletes one index row of a third.
 
-    Returns the recordings by fault.
+    Returns the names of the affected recordings, keyed by fault (`missing`, `differs`).
     """
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
     members: dict[str, set[str]] = {}
@@ -244,8 +245,8 @@ def test_refused_and_disabled_items_are_not_losses(system: System) -> None:
 
 
 def test_a_rule_in_force_is_named_when_items_are_missing(system: System) -> None:
-    """If messages were dropped by a limit, which looks like a loss, the report names the project and its latest
-    action.
+    """If items are missing, the report names each project that was disabled or limited earlier, and the latest
+    change to the project's rules, because messages dropped by such a rule look lost.
     """
     coordination = Coordination(connect(system.settings), system.settings)
     for what in ("tenant_kill", "tenant_revive"):

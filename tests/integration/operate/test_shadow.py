@@ -139,7 +139,9 @@ Segment = tuple[str, int]
 
 
 def inject(live_data: LiveData) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
-    """Returns (segment with a wrong row, segment without its row, recordings by fault)."""
+    """Returns (segment with a wrong row, segment without its row, segments per kind of damage to their
+    recordings).
+    """
     server = clickhouse.client(live_data.settings)
     columns = "replace(toString(replay_id), '-', ''), segment_id"
     rows = server.query(f"SELECT {columns}, object FROM replay_segments FINAL ORDER BY object").result_rows

@@ -362,8 +362,8 @@ def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str,
 
 
 def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
-    """If the client silently stops fetching one partition, the reader refetches it, and its messages still
-    arrive.
+    """If the Kafka client silently stops fetching from a partition, the reader restarts the fetch, and the
+    partition's messages still arrive.
     """
     reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
     produce(brokers, topic, 4)
@@ -412,7 +412,9 @@ def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, a
 
 @pytest.mark.kafka
 def test_the_policy_error_stops_the_reader(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """With the policy `error` the reader stops and explains what to decide."""
+    """With the reset policy `error`, the reader stops, and the error names the setting that the operator must
+    change.
+    """
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS, reset="error")
@@ -435,9 +437,8 @@ def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
 
 @pytest.mark.kafka
 def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The offset after the markers of a committed and an aborted transaction is committed.
-
-    After this commit the lag is zero.
+    """After a committed and an aborted transaction, the reader commits the offset that follows their transaction
+    markers, so that the lag is zero.
     """
     producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
     producer.init_transactions(20)

@@ -58,10 +58,10 @@ def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("messages", [1, 3000])
 def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) -> None:
-    """A task message is smaller than a kilobyte for any batch size, at the offsets that a busy topic reaches in
-    its second year.
+    """A task message is smaller than a kilobyte for any batch size, even at the offsets that a busy topic reaches
+    in its second year.
 
-    This is the size of the whole entry in the Redis list.
+    The limit applies to the whole entry in the Redis list.
     """
     dispatcher = fleet.dispatcher()
     batch = make_batch(messages=messages, start=123_456_789_000, partition=127)

@@ -1,4 +1,6 @@
-"""Tests Flower for operators: it requires a login, is readable, and has a retry button on failed tasks."""
+"""Tests Flower as operators use it: it requires a login, its pages have content, and failed tasks have a retry
+button.
+"""
 
 from __future__ import annotations
 

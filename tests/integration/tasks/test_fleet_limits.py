@@ -40,7 +40,7 @@ def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
 def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
     """A sink that cannot be interrupted is killed with its process at the hard limit.
 
-    The chord fails, the core retries, and the worker has a new process.
+    The chord fails, the core retries it, and the worker replaces the killed process.
     """
     fleet.script("clickhouse", "stuck")
     dispatcher = fleet.dispatcher()

@@ -78,9 +78,8 @@ def test_the_done_mark_removes_the_record(staged: Staged) -> None:
 
 
 def test_nothing_is_recorded_for_a_batch_that_is_gone(staged: Staged) -> None:
-    """If Redis was emptied, nothing is recorded for the batch.
-
-    The reader stages the batch again, and a record alone would never expire.
+    """If Redis was emptied, nothing is recorded for the batch until the reader has staged the batch again, because
+    a Redis key that contains only a record would never expire.
     """
     record = staged.record()
     record.load()

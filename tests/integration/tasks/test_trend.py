@@ -57,8 +57,8 @@ def test_every_key_expires(client: Any, prefix: str) -> None:
 
 
 def test_what_is_not_a_heartbeat_is_ignored(client: Any, prefix: str) -> None:
-    """Values that are not heartbeats or samples are ignored. A bucket whose key another program has overwritten is
-    a gap."""
+    """Values that are not heartbeats or samples are ignored. A bucket whose key was overwritten by another program
+    has no value."""
     writer = TrendWriter(client, prefix)
     writer.add("one", "[]")
     writer.add("one", beat(NOW, 1))

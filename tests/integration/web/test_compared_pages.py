@@ -1,6 +1,6 @@
 """Recordings made by real SDKs are rendered like the original pages: every element with its text, box and colors.
 
-`python -m tools.pictures.sides DIRECTORY` takes pictures for the same comparison.
+`python -m tools.pictures.sides DIRECTORY` takes screenshots for the same comparison.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
 def test_each_search_finds_its_replays(reads: Reads, library: Library):
     """Replays are found by address, user, release, error, and element.
 
-    All parts of the element must match the same click.
+    All parts of the element's selector must match the same click.
     """
     shops = {library.shop_id, library.old_shop_id}
 

@@ -1,5 +1,5 @@
-"""Tests the operator's page and the list of replays in Chromium: layout on a desktop and on a phone, keys, bulk
-actions.
+"""Tests the operator's page and the list of replays in Chromium: desktop and phone layouts, keyboard shortcuts,
+bulk actions.
 """
 
 from __future__ import annotations

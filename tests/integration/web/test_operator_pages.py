@@ -167,7 +167,7 @@ def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
 def test_several_batches_are_retried_or_abandoned_with_one_reason(pages: Pages):
     """Retrying several batches writes one audit entry.
 
-    Batches that are not parked are named, and all other batches are retried.
+    The response lists the batches that are not parked; all other batches are retried.
     """
     first, second = pages.operator_system.park(0, 1), pages.operator_system.park(1, 2)
     ids = [first.id, second.id, "recordings-0-7-9"]

@@ -222,9 +222,7 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
 
 
 def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
-    """A link with `#t=` opens the replay at that many seconds after its start, and the R key jumps to the rage
-    click.
-    """
+    """A link with `#t=N` opens the replay N seconds after its start, and the R key jumps to the rage click."""
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}#t=12.0")
     rage = page.locator("#marks [data-kind=rage_click]")
     page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 3")

@@ -73,7 +73,7 @@ def test_a_cost_that_does_not_fall_with_the_batch_is_per_segment() -> None:
 
 @pytest.mark.parametrize("rate", [350.0, 10_000.0, 1_000_000.0])
 def test_a_plan_has_room_on_every_part(rate: float) -> None:
-    """No reader, worker or Redis is loaded above the chosen share, and every reader has a partition."""
+    """No reader, worker or Redis shard exceeds the chosen utilization, and every reader has a partition."""
     found = plan(rate, INPUTS)
 
     assert max(found.reader_load, found.worker_load, found.redis_load) <= INPUTS.utilization

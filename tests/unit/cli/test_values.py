@@ -1,4 +1,4 @@
-"""Wrong values on the command line: one line, exit code 2, and no server is contacted."""
+"""Invalid values on the command line cause a one-line error and exit code 2, and no server is contacted."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_correct_values_are_converted():
 
 
 def test_a_user_without_a_name_is_recorded_by_number(monkeypatch: pytest.MonkeyPatch):
-    """In a container with an arbitrary user id, the system knows no name for the user."""
+    """In a container that runs with an arbitrary user id, the user database has no name for this id."""
 
     def unknown() -> str:
         raise KeyError("getpwuid(): uid not found: 10001")

@@ -161,7 +161,7 @@ def test_halves_leave_out_the_gap_between_them() -> None:
 
 
 def test_a_single_message_has_no_halves() -> None:
-    """A batch of a single message has no halves."""
+    """A batch of a single message cannot be split into halves."""
     open_batch = builder(batch_messages_max=1)
 
     assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
@@ -283,8 +283,8 @@ def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None
 
 
 def test_one_message_can_complete_two_batches() -> None:
-    """A message after the planned end completes the planned batch, and is large enough to fill a separate
-    batch.
+    """A message after the first planned end completes the first planned batch. If the message is also the last one
+    before the second planned end, it completes the second planned batch, too.
     """
     open_batch = builder(plan=(3, 6))
     open_batch.add(0, segment(0), now=0.0)

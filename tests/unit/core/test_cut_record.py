@@ -49,8 +49,8 @@ def test_a_record_keeps_its_budget_and_drops_the_furthest_ends_first(
 
 
 def test_the_longest_fields_fit_into_the_smallest_setting() -> None:
-    """The longest fields fit into 64 bytes, the minimum of REPLAYS_CUT_RECORD_BYTES_MAX, so only cuts are ever
-    dropped.
+    """The longest fields fit into 64 bytes, the minimum of REPLAYS_CUT_RECORD_BYTES_MAX, so a record that is too
+    long loses only cuts.
     """
     assert len(encode(0, Record(TOPIC_ID, NUMBER_MAX, NUMBER_MAX), 64)) <= 64
     assert decode(0, encode(0, Record(TOPIC_ID, NUMBER_MAX, NUMBER_MAX), 64)).starts == NUMBER_MAX
@@ -98,8 +98,8 @@ def test_invalid_cuts_leave_the_other_fields_valid() -> None:
 
 
 def test_the_record_of_the_previous_release_is_read() -> None:
-    """The previous release's record, which contains only ends, is read, so the same cuts are made after an
-    upgrade.
+    """A cut record of the previous release, which contains only the ends of batches, can still be read, so the
+    same cuts are made after an upgrade.
     """
     assert decode(100, "1,rs,4f") == Record(stops=(1100, 1259))
 

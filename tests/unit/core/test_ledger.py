@@ -166,8 +166,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([P, Q]), restart=st.booleans())
     def assign(self, source: TopicPartition, restart: bool) -> None:
-        """The group assigns a partition, which starts at the committed offset or at a later offset chosen by the
-        reset policy.
+        """The group assigns a partition; reading starts at the committed offset, or at a later offset chosen by
+        the reset policy.
         """
         if source in self.received:
             return

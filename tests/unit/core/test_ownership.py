@@ -24,9 +24,9 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 
 
 def test_a_stable_group_without_members_is_no_evidence() -> None:
-    """A stable group without members is ignored, because Kafka would report such a group as EMPTY.
+    """A description of a stable group without members does not show that partitions have no owner.
 
-    A server that reports such a group as stable does not list the members.
+    Kafka reports a group without members as EMPTY; a server that reports it as stable does not list members.
     """
     empty = GroupView(2, {}, stable=True)
     a = watch()

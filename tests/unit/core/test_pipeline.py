@@ -61,8 +61,8 @@ def test_the_second_message_of_two_flushes_and_is_committed() -> None:
 
 
 def test_the_byte_limit_flushes_before_the_count() -> None:
-    """Two segments of 100 bytes each are flushed at a limit of 150 bytes, although the limit on messages is not
-    reached.
+    """Two segments of 100 bytes each are flushed at a limit of 150 bytes, although the limit on the number of
+    messages is not reached.
     """
     runtime = reader(batch_messages_max=100, batch_bytes_max=150)
 
@@ -195,8 +195,8 @@ def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
 
 
 def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
-    """A batch that settles first waits for the batch before it: the watermark is the end of the longest settled
-    prefix.
+    """If a batch settles before its predecessor, its offsets are not committed until the predecessor settles: the
+    committed offset is the end of the longest settled prefix.
     """
     runtime = reader()
     runtime.segments(4)
@@ -586,8 +586,8 @@ def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
 
 
 def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
-    """After a crash the same halves are cut: the record has their boundary as well as the end of the whole
-    batch.
+    """After a crash, the batch is cut into the same halves, because the cut record contains the boundary between
+    them as well as the end of the whole batch.
     """
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)

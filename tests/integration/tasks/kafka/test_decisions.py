@@ -116,7 +116,7 @@ def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: 
 
 
 def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, settings: Settings) -> None:
-    """While the topic is unavailable no decision is made: the error says what to do, and Redis is unchanged."""
+    """While the topic is unavailable, no decision is made: the error says what to do, and Redis is unchanged."""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
 
     with pytest.raises(NotProduced, match="no-such-topic is missing: run `replays-ingest migrate`"):

@@ -101,8 +101,8 @@ def test_the_whole_topic_is_its_contents_when_the_read_began(topic_settings: Set
 
 
 def test_a_range_beyond_the_log_ends_and_is_counted(topic_settings: Settings) -> None:
-    """If a recreated topic has fewer records than a range, reading the range ends, and the missing records are
-    counted."""
+    """If a recreated topic has fewer records than a range, the read stops at the partition's last record, and the
+    missing records are counted."""
     produce(topic_settings, [b"0", b"1"])
 
     with RangeReader(topic_settings, topic_settings.kafka_topic) as reader:

@@ -62,8 +62,8 @@ def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings])
 def test_after_a_false_response_the_same_write_works(
     sink: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a response that proves nothing, the sink is still used; the warning contains the title of the received
-    page.
+    """After a response that does not prove that the items were written, a repeated write to the same sink
+    succeeds; the logged warning contains the title of the HTML page that was received.
     """
     portal = True
     with answering(lambda request: PORTAL_PAGE if portal else PROOFS[sink](request)) as (url, _):

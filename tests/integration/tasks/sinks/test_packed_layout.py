@@ -83,10 +83,10 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
 
 def test_an_existing_object_is_not_written_again(settings: Callable[..., Settings]) -> None:
-    """An existing object is not written again: the upload may only create it, and a 412 response is a success if
-    an equal object is stored.
+    """An existing object is not overwritten: the upload may only create the object, and a 412 response counts as
+    success if the stored object is identical.
 
-    Emulators would overwrite the object.
+    The server is scripted, because emulators would overwrite the object.
     """
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []

@@ -127,7 +127,9 @@ def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
 
 
 def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated: Settings) -> None:
-    """If one of five hundred rows is refused, it is named with BigQuery's reason, and the other 499 are stored."""
+    """If BigQuery refuses one of 500 rows, the error contains the row's position and BigQuery's reason, and the
+    other 499 rows are stored.
+    """
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")
 

@@ -181,8 +181,8 @@ def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, ser
 
 
 def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSink, server: Any) -> None:
-    """If a write with a bad row is repeated, one copy of the other rows remains, because their write always has
-    the same token.
+    """If a write that contains a bad row is repeated, the other rows are stored only once, because they are
+    inserted with the same token each time.
     """
     items = [click(number) for number in range(1, 11)]
     items[3] = click(4, timestamp="yesterday")

@@ -134,8 +134,8 @@ def test_tasks_share_a_stream_and_repeated_ones_add_nothing(
 def test_a_lost_request_or_response_costs_no_row_and_adds_none(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay, method: str, moment: LossPoint
 ) -> None:
-    """If one request or response of any call is lost and the task is run until it ends, the table has each good
-    row once.
+    """If the request or the response of one API call is lost and the task is repeated, the table contains each
+    good row exactly once.
 
     The batch has a bad row, so that the sink makes every kind of API call.
     """
@@ -311,8 +311,8 @@ def test_a_stream_that_is_gone_loses_no_row(new_sink: Callable[[], StorageWriteS
 def test_with_its_record_lost_a_task_repeats_rows_and_the_view_shows_each_once(
     new_sink: Callable[[], StorageWriteSink], migrated: Settings, relay: Relay
 ) -> None:
-    """If Redis is emptied after the append and before the done mark, rows are repeated, and the view shows each
-    row once.
+    """If Redis is emptied after the append and before the done mark, rows are stored twice, but the view shows
+    each row once.
     """
     relay.on = lambda method, moment, number: method == "AppendRows" and moment is LossPoint.RESPONSE
     with pytest.raises(TransientSinkError):
@@ -486,8 +486,8 @@ def without_days(staged: ProtoRows) -> bytes:
 
 
 def test_rows_for_the_other_api_are_written_too(migrated: Settings) -> None:
-    """If the reader uses `storage` and the workers use `insert_all`, rows are converted to JSON, and a bad row
-    is named.
+    """If the reader uses `storage` and the workers use `insert_all`, rows are converted to JSON, and only a bad
+    row is refused.
     """
     sink = BigQuerySink(migrated)
     items = encoded([*TEN[:4], fact(4, timestamp=1), *TEN[5:]])

@@ -194,9 +194,7 @@ def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_pla
 def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     facts_place: Facts, bigquery_endpoint: str
 ) -> None:
-    """If BigQuery responds with 400 and names no row, as for a row that it cannot parse, a bisection finds the
-    row.
-    """
+    """If BigQuery responds with 400 and does not say which row it cannot parse, a bisection finds the row."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(request: Received) -> Answer:

@@ -91,7 +91,9 @@ def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
 
 
 def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
-    """A cancelled request has no result, and the next request works although the first server hangs."""
+    """A cancelled request returns no result, and the next request succeeds even though the server has not
+    responded to the cancelled one.
+    """
     never = threading.Event()
 
     def reply(request: Received) -> Reply:

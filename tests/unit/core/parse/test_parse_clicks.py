@@ -193,7 +193,9 @@ def test_twenty_clicks_and_twenty_taps_are_kept_per_segment():
 
 
 def test_a_tap_has_message_class_and_id():
-    """A tap has its message, class and id; its identity consists of replay, whole seconds and view."""
+    """A tap's row contains the message, the view's class and the view's id; the row's identity consists of the
+    replay's id, the time in whole seconds, and the view's id.
+    """
     (tap,) = taps(events_parsed([tap_event("add", "Button")]))
 
     assert (tap["tap_message"], tap["tap_view_class"], tap["tap_view_id"]) == ("add_item", "Button", "add")
