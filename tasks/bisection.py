@@ -75,7 +75,9 @@ class _Delivery:
         self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
-        """Writes one group of items. After a refusal, schedules further writes of its items in smaller groups."""
+        """Writes one group of items. If the sink refuses the group, schedules further writes of these items in
+        smaller groups.
+        """
         self._writes += 1
         try:
             self._write(positions)

@@ -224,7 +224,7 @@ class Breaker:
         return Part(self._key(sink), arguments, partial(self.return_permit, sink))
 
     def return_permit(self, sink: SinkName, permit: Permit) -> None:
-        """Returns an unused permit, so that another process can make the probe."""
+        """Gives back an unused permit, so that another process can make the probe call."""
         if permit.kind is PermitKind.PROBE:
             with contextlib.suppress(RedisError):  # on failure, the lease expires
                 self._client.hset(self._key(sink), "probe_until", "0")

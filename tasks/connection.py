@@ -300,7 +300,8 @@ def connect(settings: Settings, *, retries: int = 1, seconds_max: float = math.i
     return Redis.from_pool(pool)  # type: ignore[attr-defined,no-any-return]
 
 
-# Pools of this process's clients. Celery's pools are not included, because its event loop owns its connections.
+# The connection pools of this process's clients. Celery's pools are not included, because Celery's event loop owns
+# their connections.
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _pools_lock = threading.Lock()
 
@@ -320,7 +321,7 @@ def _forget_connections() -> None:
 
 
 def prove_writable(client: Any, key: str) -> None:
-    """Writes a small expiring key. Raises RedisUnavailable, among others, if the server is not writable.
+    """Writes a small expiring key. Raises RedisError, for example RedisUnavailable, if the server is not writable.
 
     A server at its memory limit passes: it is the primary, and its staged batches can still be finished.
     """
@@ -379,8 +380,8 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def advice(error: BaseException) -> str:
-    """Returns advice for a Redis that does not respond or that refuses the client; for other errors, states where
-    to look.
+    """Returns what the operator should do if Redis does not respond or refuses the client; for other errors,
+    returns where to look.
     """
     if isinstance(error, AuthenticationError):
         return WHAT_TO_DO[Server.REDIS, Cause.LOGIN]

@@ -40,8 +40,8 @@ WORKER_FORGOTTEN_SECONDS = 3600
 PARKED_LEASE_SECONDS = 30.0
 FIRST_PARKED_MAX = 10_000
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-# Older releases park batches without a lease. Such an entry expires when its retry is overdue by this many
-# seconds.
+# Batches that were parked by older releases have entries without a lease. Such an entry expires when its retry is
+# overdue by this many seconds.
 UNLEASED_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
@@ -219,12 +219,12 @@ class Coordination:
     # The audit trail
 
     def audit(self, action: Mapping[str, Any]) -> None:
-        """Records an operator action with the time. Raises NotProduced."""
+        """Records an operator action and the current time. Raises NotProduced."""
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
         """Returns the last actions, newest first. Raises RangeError if the actions are missing from Redis and
-        Kafka is unreachable. `copy_only`: returns only the actions in Redis.
+        Kafka is unreachable. `copy_only`: reads only the copy in Redis, which may be incomplete.
         """
         return self.operators.audited(count_max, copy_only=copy_only)
 

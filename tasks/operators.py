@@ -182,7 +182,7 @@ class Operators:
         return offsets
 
     def audit(self, action: Mapping[str, Any]) -> None:
-        """Records an operator action with the time. The last AUDIT_ENTRIES_MAX actions are kept."""
+        """Records an operator action and the current time. The last AUDIT_ENTRIES_MAX actions are kept."""
         self.decide({}, action)
 
     def _prune(self) -> None:
@@ -226,8 +226,8 @@ class Operators:
         return [decision.value if (decision := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100, *, copy_only: bool = False) -> list[dict[str, str]]:
-        """Returns the last actions, newest first. `copy_only`: returns only the actions in the Redis copy, which
-        may be incomplete.
+        """Returns the last actions, newest first. `copy_only`: reads only the copy in Redis, which may be
+        incomplete.
         """
         known = None if copy_only else self._reload_lost_copy()
         if known is None:

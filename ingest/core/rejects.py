@@ -1,9 +1,9 @@
 """Counts rejects per project over the last `reject_window` messages, and decides when to shed a project or halt
 the reader.
 
-One bad project affects no other project: its rejects become dead letters (or are dropped, by `reject_policy`). If
-many projects are bad at once, or many rejects name no project, the likely cause is a bad deployment, and the
-reader halts.
+A project that sends malformed messages affects no other project: its rejects become dead letters (or are dropped,
+depending on `reject_policy`). If most messages of many projects are rejects at the same time, or if many rejects
+name no project, the likely cause is a bad deployment, and the reader halts.
 
 docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/034-rejects-per-project.md
 """

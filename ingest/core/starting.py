@@ -60,9 +60,9 @@ class Start:
 def is_doubtful(stored: StoredCommit) -> bool:
     """Returns True if a second request must verify this response: it has no offset, or offset 0 without a record.
 
-    Either response would make the reader start at a different position, and brokers have been seen to return them
-    once before the correct value. Commits of offset 0 have a record, unless written by another tool or an older
-    release.
+    If either response were wrong, the reader would start at a wrong position, and brokers have been seen to return
+    such a response once before the correct one. A commit of offset 0 has a record, unless another tool or an older
+    release wrote the commit.
     """
     return stored.offset is None or (stored.offset == 0 and not stored.text)
 

@@ -60,8 +60,8 @@ class Programs:
 
     `ports` contains the preferred ports by name, and is updated with the actual ports.
 
-    `ending` returns true while the stack is being stopped, which aborts a start. `chosen` lists the programs to
-    start.
+    `ending` returns true while the stack is being stopped; `start` then raises LocalError. `chosen` lists the
+    programs to start.
     """
 
     def __init__(

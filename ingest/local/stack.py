@@ -177,7 +177,7 @@ class Stack:
         return found
 
     def settings(self) -> dict[str, str]:
-        """Returns the REPLAYS_* variables with which the system uses these servers."""
+        """Returns the REPLAYS_* variables that make replays-ingest use the servers of this stack."""
         found = dict(TANSU_SETTINGS) if isinstance(self.servers.get("kafka"), Kafka) else {}
         for name, address in self.addresses.items():
             found |= settings_of(name, address)

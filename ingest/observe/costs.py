@@ -5,9 +5,10 @@ counters have series for a limited number of projects and for `other`; each cost
 the series sum to the total. The recent cost decays over RECENT_SECONDS. Decay is a linear operation, so the recent
 costs also sum to the total, including the cost of forgotten projects.
 
-Memory is bounded: `Costs` tracks every project that has messages in the current second and, across seconds, at
-most TRACKED_MAX projects; further projects count as `other`. A listed project loses its series only to a project
-with 1.5 times its cost, so that projects of similar cost do not alternate.
+Memory is bounded: `Costs` tracks every project that has messages in the current second; at the end of the second,
+`Costs` keeps the TRACKED_MAX most expensive projects and adds the costs of all others to `other`. A project with
+its own series loses the series only to a project that costs at least 1.5 times as much, so that projects with
+similar costs do not alternate.
 """
 
 from __future__ import annotations

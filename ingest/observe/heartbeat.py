@@ -31,7 +31,7 @@ class Unowned(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """One heartbeat. Times are Unix seconds. Rates are over the time since the previous heartbeat.
 
-    `http`: host:port of the probes. `rejects`: counts by reason since the start. Quantiles are upper edges of
+    `http`: host:port of the health probes. `rejects`: counts by reason since startup. Quantiles are upper edges of
     histogram buckets, or None if there are no values. `decisions_settled`: position in the operators' topic, -1 if
     unknown; all decisions before it were applied to every unsettled batch. `costs`: recent cost by project,
     highest first. `bigquery_write`: the setting of that name, empty if unknown.

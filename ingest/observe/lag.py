@@ -38,7 +38,7 @@ class Lag:
         self._newest_ms: dict[int, int] = {}
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """Records, for each partition, the timestamps of the first and the newest message in this poll."""
+        """Records, for each partition, the timestamps of the first and last message in this poll."""
         seen: set[int] = set()
         for message in messages:
             if not message.timestamp_ms:

@@ -72,7 +72,8 @@ class Rebalance(StrEnum):
     LOST = "lost"
 
 
-# Series with one label that must exist at zero from startup.
+# Metrics with one label, and the values of that label. The series of each value must exist from startup, with the
+# value 0.
 _TOUCHED: dict[str, Iterable[str]] = {
     "batches_cut": CutReason,
     "stage_seconds": Stage,
@@ -89,9 +90,9 @@ class Metrics:
     """The reader's instruments. Only the loop's thread may call `observe` and `polled`; any thread may call
     `snapshot`.
 
-    `reasons` and `warnings`: all stable names, whose series exist from startup. `on_end` is called with each batch
-    that ended. `wall_clock` returns Unix seconds, for message ages; `cpu` returns the CPU seconds of the calling
-    thread.
+    `reasons` and `warnings`: all possible label values of the metrics `rejects` and `warnings`; the series of each
+    value exist from startup. `on_end` is called with each batch that ended. `wall_clock` returns Unix seconds, for
+    message ages; `cpu` returns the CPU seconds of the calling thread.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Detects a stuck loop, and logs the stacks of all threads once per occurrence.
 
-Stacks are read with `sys._current_frames`. While a C extension holds the interpreter lock, this does not work;
-SIGQUIT then still makes `faulthandler` write the stacks.
+A thread reads the stacks with `sys._current_frames`, which is impossible while a C extension holds the GIL. Even
+then, SIGQUIT makes `faulthandler` write the stacks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Traces batches from the trace context of their messages through the reader to each sink.
+"""Traces batches through the reader to each sink, continuing the trace context of their messages.
 
-The parent of a batch's span is taken from the first message that has a W3C `traceparent` header. The headers of
-later messages become links, so that a batch is one trace. Disabled by default.
+The parent of a batch's span is taken from the first message that has a W3C `traceparent` header. The trace
+contexts of later messages become span links, so that each batch belongs to one trace. Disabled by default.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class FittedTable:
     def _widths(self, rows: list[list[Text]], width: int) -> dict[int, int]:
         """Maps the index of each shown column to the column's width, in column order.
 
-        Columns without any text are shown only if no text of another column is cut.
+        Columns without any text are shown only if there is space left after the full text of the other columns.
         """
         least = {index: self._min_width(rows, index) for index in range(len(self._columns))}
         ranks = {index: column.rank for index, column in enumerate(self._columns)}

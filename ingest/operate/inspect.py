@@ -139,7 +139,7 @@ def _kind(item: Undecoded) -> str:
 
 
 def _add_sink_items(segment: Segment, found: dict[str, Any]) -> None:
-    """Adds the items of each sink."""
+    """Adds the warnings, and the items that each sink writes for this segment, to `found`."""
     warnings = Counter(segment.warnings)
     found["warnings"] = [
         {"warning": name, "count": count, "meaning": WARNINGS[name]} for name, count in warnings.items()

@@ -107,7 +107,7 @@ def _delete_group(settings: Settings, name: str) -> str:
 
 
 def check_owners(settings: Settings) -> Iterable[Finding]:
-    """Checks whether a member of the production group owns every partition of the topic."""
+    """Checks whether every partition of the topic is owned by a member of the production group."""
     cluster, topic = Cluster(settings), settings.kafka_topic
     try:
         partitions = cluster.topic(topic).partitions

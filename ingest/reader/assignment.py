@@ -40,12 +40,12 @@ log = structlog.get_logger(__name__)
 
 
 class ConsumerFailed(Exception):
-    """Raised for an error that requires an operator: a fatal error, a missing permission, or an offset out of
-    range with the policy `error`. The message says what to do."""
+    """Raised for an error that requires operator intervention: a fatal error, a missing permission, or an offset
+    out of range with the policy `error`. The message says what to do."""
 
 
 class NoStartOffset(Exception):
-    """Raised if the brokers did not return a start offset, so nothing may be read. The message says why."""
+    """Raised if the brokers did not return a start offset, so nothing may be read. The message gives the cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ RETRY_SECONDS_MAX = 1.0
 class CompletionReader:
     """Reads one reader's stream and calls `deliver` with each event, in `loop`.
 
-    The same thread writes the heartbeat, so that every listed reader can receive completions.
+    The same thread writes the heartbeat, so a recent heartbeat shows that the reader can receive completions.
     """
 
     def __init__(

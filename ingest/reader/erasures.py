@@ -88,22 +88,22 @@ def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasu
 
 
 def replay_key(project_id: int, replay_id: str) -> str:
-    """Returns the key of the erasure of one replay. `replay_id`: 32 hex digits."""
+    """Returns the key for the erasure of one replay. `replay_id`: 32 hex digits."""
     return f"{ERASED}/{project_id}/{REPLAY}/{replay_id}"
 
 
 def user_key(project_id: int, user: str) -> str:
-    """Returns the key of the erasure of one user. The key contains only a digest of the user."""
+    """Returns the key for the erasure of one user. The key contains only a digest of `user`."""
     return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
 
 
 def project_key(project_id: int) -> str:
-    """Returns the key of the erasure of a whole project."""
+    """Returns the key for the erasure of a whole project."""
     return f"{ERASED}/{project_id}/{ALL}"
 
 
 def user_digest(project_id: int, user: str) -> str:
-    """Returns the digest of a user, 32 hex digits. The same user has a different digest in each project."""
+    """Returns a digest of `user`, 32 hex digits. The same `user` has a different digest in each project."""
     return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
 
 

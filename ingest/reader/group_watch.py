@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class Membership(Protocol):
-    """The part of the consumer that concerns its group."""
+    """The interface that `GroupWatch` requires of the consumer: its membership in the group."""
 
     @property
     def member_id(self) -> str:

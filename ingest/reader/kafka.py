@@ -378,7 +378,8 @@ class KafkaSource:
             if not position.start.replaced
         }
         log.debug("offsets_read", partitions=read, seconds=round(time.monotonic() - asked_at, 3))
-        # If brokers returned no id, use the recorded one, which the group watch compares later.
+        # If the brokers returned no topic id, use the id in a cut record. `GroupWatch` later compares that id with
+        # the current id of the topic.
         recorded = next((decode(0, position.text).topic_id for position in found if position.text), "")
         now_read = topic.id or recorded or self.topic_id
         if self.topic_id and now_read != self.topic_id and self._epochs:
@@ -565,7 +566,7 @@ class KafkaSource:
         source = TopicPartition(self.topic, partition)
         self._unresolved.pop(partition, None)
         if self._must_rejoin.is_set():
-            return  # after rejoining, the start is determined again, possibly in a new topic
+            return  # after rejoining, the start offset is determined again, possibly for a new topic
         topic_id = self._describe().id
         if self.topic_id and topic_id and topic_id != self.topic_id:
             self._must_rejoin.set()  # drain all partitions, rejoin, and start at the beginning

@@ -53,7 +53,7 @@ FAILED_STARTS_MAX = 3
 
 
 class ReaderFailed(Exception):
-    """Raised if the reader cannot continue. The message says why and what to do."""
+    """Raised if the reader cannot continue. The message states the cause and what to do."""
 
 
 def reader_id(settings: Settings) -> str:

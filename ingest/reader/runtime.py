@@ -169,10 +169,10 @@ class Runtime:
             self.feed(item)
 
     def feed(self, event: on.Event) -> None:
-        """Handles one event and performs its commands. Ignored while closing.
+        """Handles one event and executes the resulting commands. While the loop is closing, events are ignored.
 
-        If the event reports that the log continues at another offset, the messages already fetched are taken
-        first.
+        An event that reports that the log continues at another offset is handled only after the messages that were
+        already fetched.
         """
         if self._closing:
             return

@@ -54,7 +54,7 @@ class TenantGate:
 
     @property
     def active(self) -> bool:
-        """True if there is any rule; otherwise messages need not be inspected."""
+        """True if any rule or erasure is in force; otherwise messages need not be inspected."""
         return bool(self.rules.killed or self.rules.limits or self.erasures)
 
     @property

@@ -53,7 +53,7 @@ return tostring(granted)
 
 
 class NotLoaded(Exception):
-    """Raised if the decisions cannot be loaded and waiting does not help. The message says what to do."""
+    """Raised if the decisions cannot be loaded and waiting would not help. The message says what to do."""
 
 
 class TenantStore:

@@ -63,7 +63,7 @@ class ReplaysHandler(Handler):
 
 
 class ReplayHandler(Handler):
-    """Returns one replay: its properties, segments and ingestion."""
+    """Returns one replay: its properties, its segments and how they were ingested."""
 
     async def get(self, project: str, replay_id: str) -> None:
         state = self.state

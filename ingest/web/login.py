@@ -46,7 +46,8 @@ class Visitor:
 
 
 class Login:
-    """The logins of one server. Methods that check credentials return a Visitor or None, and raise Throttled.
+    """Checks the login links, passwords and session cookies of one server. Methods that check credentials return
+    a Visitor or None; those for links and passwords raise Throttled.
 
     When a link has been used, `on_new_link` is called with the path of a new link, for another browser.
     `command`: the command that prints the links, for use in error messages.
@@ -78,13 +79,13 @@ class Login:
 
     @property
     def link_hint(self) -> str:
-        """The part of an error text that names the command that prints the link."""
+        """The part of an error message that names the command that prints the link."""
         of_a_stack = f" (`{LOCAL_COMMAND}`, if `local up` started it)" if self._command == WEB_COMMAND else ""
         return f"the latest link that `{self._command}` printed{of_a_stack}"
 
     @property
     def password_hint(self) -> str:
-        """The part of an error text that offers a password login; empty if there are no passwords."""
+        """The part of an error message that offers a password login; empty if there are no passwords."""
         return ", or log in with a user and password of REPLAYS_FLOWER_BASIC_AUTH" if self._people else ""
 
     @property
@@ -121,7 +122,7 @@ class Login:
     # Sessions
 
     def cookie(self, visitor: Visitor) -> str:
-        """Returns the value of a session's cookie."""
+        """Returns the value of the session cookie for this visitor."""
         ends_at = self._clock() + SESSION_SECONDS
         name = visitor.name.encode().hex()
         content = f"{visitor.way}.{ends_at:.0f}.{secrets.token_urlsafe(16)}.{name}"

@@ -149,7 +149,7 @@ class ReportedError:
 class Segments:
     """All segments of a replay in order, with the gaps between them.
 
-    `places`: locations of stored segments, by number. `errors`: reported errors, in segment order.
+    `places`: locations of stored segments, by segment number. `errors`: reported errors, in segment order.
     """
 
     all: tuple[SegmentFacts, ...]

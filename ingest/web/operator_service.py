@@ -149,7 +149,7 @@ class OperatorService:
             raise Refused(503, str(error)) from error
 
     def abandon_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
-        """Abandons these batches one after another. The messages of a batch become dead letters first."""
+        """Abandons these batches one after another, each once its messages are durable as dead letters."""
         sink = build("dead_letter", self._settings)
         try:
             return _outcomes(abandon_all(self._settings, self._coordination, sink, batch_ids, reason.strip(), by))
@@ -159,7 +159,7 @@ class OperatorService:
             sink.close()
 
     def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
-        """Abandons the batch: its messages become dead letters first. Returns the result as text."""
+        """Abandons the batch once its messages are durable as dead letters. Returns the result as text."""
         if not reason.strip():
             raise Refused(400, "a reason is required, to explain the dead letters later")
         sink = build("dead_letter", self._settings)

@@ -17,8 +17,8 @@ STATIC = Path(__file__).parent / "static"
 HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 HOSTS_MAX = 50  # the same limit as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
-# The page for visitors without a login. The page has no scripts or style sheets, because those require a login
-# too.
+# The page for visitors who are not logged in. The page has no scripts or style sheets, because those require a
+# login too.
 REFUSED = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>replays-ingest</title><link rel="icon" href="data:,">
 <body style="font: 16px/1.5 system-ui, sans-serif; margin: 4em auto; max-width: 40em">

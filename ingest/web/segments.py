@@ -82,7 +82,7 @@ def _part_times(stores: Stores) -> dict[str, float]:
 
 
 def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict[int, _Object], list[str]]:
-    """Returns the objects of a replay by segment, and anomalies."""
+    """Returns the objects of a replay by segment number, and one line per anomaly among the objects."""
     found: dict[int, _Object] = {}
     notes: list[str] = []
     for days in sorted({*USUAL_RETENTIONS, *retentions}, key=lambda days: (days not in retentions, days)):

@@ -1,7 +1,7 @@
 """The web server, for browsers on this machine.
 
-Listens on the loopback interface only and refuses other host names, to prevent DNS rebinding. Other users of the
-machine can reach the server, so every request requires a login.
+Listens on the loopback interface only, and refuses requests for host names other than localhost and 127.0.0.1, to
+prevent DNS rebinding. Other users of the machine can reach the server, so every request requires a login.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections to ClickHouse and Cloud Storage with uniform errors."""
+"""Reads from ClickHouse and Cloud Storage. The errors of both clients are raised as ReadError or NotFound."""
 
 from __future__ import annotations
 

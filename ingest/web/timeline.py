@@ -1,7 +1,7 @@
 """Timeline of a replay from its recordings: clicks, network, console, vitals, memory, navigation.
 
 The timeline is built from stored segments, so it is available as soon as a segment can be played, even if the
-analytics tables are not. The number of marks, the length of their text and the parsing effort are limited.
+analytics tables are unavailable. The number of marks, the length of their text and the parsing effort are limited.
 Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. Malformed events are left out
 and counted.
 """

@@ -14,7 +14,8 @@ from ingest.core.parse.picked import scalar_of
 
 # Up to this size, values need not be counted.
 SMALL_BYTES = 512
-# A decoded string may use four times as much memory as its JSON, and each value uses about a hundred more bytes.
+# A decoded string may use four times as much memory as its JSON, and each value has an overhead of about a hundred
+# bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
 # Measured costs in budget units: per small document and per byte of a small document; per byte and per value of a
 # larger document; per byte and per field if only the top-level fields are decoded.

@@ -1,9 +1,9 @@
 """Joins precompressed parts into one zlib stream, so that only the new bytes of a large body are compressed.
 
 A `Part` is compressed once, independently of other parts, and ends on a byte boundary (a full flush). A header,
-any sequence of such parts and of fresh bytes, a last block, and the checksum of the whole then form a valid zlib
-stream (RFC 1950). The checksum of the whole is computed from the checksums of the parts. The stream is a few
-percent larger than if the body were compressed as a whole.
+any sequence of such parts and newly compressed bytes, a final block, and the checksum of the whole body then form
+a valid zlib stream (RFC 1950). The checksum of the body is computed from the checksums of the parts. The stream is
+a few percent larger than if the body were compressed as a whole.
 """
 
 from __future__ import annotations

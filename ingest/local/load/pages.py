@@ -390,7 +390,10 @@ PROPERTIES = tuple(PROPERTIES_TEXT.split())
 
 
 def _stylesheet(rng: random.Random, rules: int) -> str:
-    """Returns CSS with the layout's rules and `rules` generated utility classes, as on large sites."""
+    """Returns CSS with the layout's rules, followed by generated rules for utility classes, as on large sites.
+
+    `rules`: number of generated rules.
+    """
     text = [LAYOUT]
     for number in range(rules):
         name = f".{rng.choice(WORDS)}-{rng.choice(('sm', 'md', 'lg', 'xl'))}-{number}"

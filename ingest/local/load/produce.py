@@ -8,8 +8,8 @@ same order, unless `received` is the time at which they are produced. The partit
 the manifest records it.
 
 Memory is bounded for any count. The pages of a site are generated once and shared by all sessions, so full
-snapshots and re-renders repeat between sessions, as they do for real visitors to a site. About `sessions_at_once`
-sessions are open, and a few messages are held back.
+snapshots and re-renders recur across sessions, as they do for real visitors to a site. At most `sessions_at_once`
+sessions are open at a time, and only a few messages are held back to be sent late or twice.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Confines a local server to its own directory, so that its clients cannot reach other files.
 
-ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server accepts `..` in an
+ClickHouse's SQL can read and write files (`file`, INTO OUTFILE), and the Cloud Storage server accepts `..` in an
 object's name. Both servers listen without a password. With Landlock, the process and its children may write only
 below its directory, and may read only that directory, the interpreter, its packages and the system's libraries.
 

@@ -172,7 +172,10 @@ class JavaKafka(Server):
 
     @property
     def client_options(self) -> dict[str, str]:
-        """The librdkafka properties for connecting to `secure_address`; with SASL, as the first of `users`."""
+        """The librdkafka properties for connecting to `secure_address`.
+
+        With SASL, they contain the credentials of the first user in `users`.
+        """
         found = {"bootstrap.servers": self.secure_address, "security.protocol": self.security}
         if "SASL" in self.security:
             user, password = next(iter(self.users.items()))

@@ -62,7 +62,8 @@ def private_opener(path: str, flags: int) -> int:
 def private_file(path: Path) -> Iterator[BinaryIO]:
     """Writes a new file that is accessible only to this user, and moves it to `path` when it is complete.
 
-    An existing file or link is replaced and not written to, because in a shared folder it may be another user's.
+    An existing file or link is replaced rather than written to, because in a shared folder it may belong to
+    another user.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -89,7 +90,7 @@ class Program(Protocol):
 
 
 class Starter(Protocol):
-    """Starts a program that leads its own process group, with exactly this environment."""
+    """Starts a program as the leader of a new process group, with exactly this environment."""
 
     def __call__(
         self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
@@ -99,7 +100,9 @@ class Starter(Protocol):
 def start_program(
     command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
 ) -> Program:
-    """Starts a process that leads its own group and waits for a line on its standard input."""
+    """Starts a shell as the leader of a new process group. The shell reads one line from its standard input, and
+    then executes the command.
+    """
     return subprocess.Popen(
         [*WAIT_FOR_LINE_COMMAND, *command],
         stdin=subprocess.PIPE,
@@ -266,7 +269,7 @@ class Child:
         If `group` is false, only the main process gets the signal, as when the kernel kills one process. The
         children of the main process are killed once the main process is reaped.
         """
-        with self._lock:  # `keep` must not start the next process before the present one has ended
+        with self._lock:  # `keep` must not start the next process before the current one has ended
             if self._process is None:
                 return None
             self.signal(signal.SIGKILL, group=group)
@@ -357,7 +360,9 @@ class Children:
         return child
 
     def keep(self, child: Child, wait_seconds: float = 0.5) -> None:
-        """Restarts the child when it ends, at most once per `wait_seconds`, until released or closed."""
+        """Restarts the child when it exits, at most once every `wait_seconds`, until `release` or `close` is
+        called.
+        """
         with self._lock:
             self._restarted[child.name] = child
             if self._keeper is None:

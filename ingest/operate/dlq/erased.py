@@ -36,7 +36,9 @@ EARLIEST_TIME = 0.0
 
 
 class _Row(msgspec.Struct):
-    """The replay and user of a row, by ClickHouse's column names. BigQuery facts have no user."""
+    """The replay and the user in a row. The fields have the names of ClickHouse's columns. BigQuery facts have no
+    user.
+    """
 
     project_id: int
     replay_id: str

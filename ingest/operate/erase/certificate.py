@@ -1,4 +1,4 @@
-"""The record of an erasure: objects, numbers of rows, packed parts and letters."""
+"""The record of an erasure: lists of objects, packed parts and dead letters, and the numbers of rows."""
 
 from __future__ import annotations
 

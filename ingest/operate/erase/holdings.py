@@ -28,11 +28,12 @@ class Generation:
 class Holdings:
     """The stored data of one replay.
 
-    `ranges`: (first byte, length) of each range by packed object, including ranges that are already overwritten.
-    `rows`: number of rows by ClickHouse table. `facts`: rows in BigQuery. `newest_at`: time at which Relay
-    received the replay's newest segment, in Unix seconds. `letters`: dead letters with content of the replay,
-    including letters whose project is unknown and that contain the replay's id. `elsewhere`: other projects with a
-    replay that has this id. `parked`: number of parked batches. `notes`: data that could not be read.
+    `ranges`: maps each packed object to the (first byte, length) pairs of the replay's segments in it, including
+    segments that have already been overwritten. `rows`: number of rows by ClickHouse table. `facts`: number of
+    rows in BigQuery. `newest_at`: time at which Relay received the replay's newest segment, in Unix seconds.
+    `letters`: dead letters with content of the replay, including letters whose project is unknown and that contain
+    the replay's id. `elsewhere`: other projects with a replay that has this id. `parked`: number of parked
+    batches. `notes`: data that could not be read.
     """
 
     project_id: int

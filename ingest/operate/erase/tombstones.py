@@ -35,8 +35,8 @@ CALL_SECONDS_MAX = 10.0
 
 
 class Tombstones:
-    """Writes and awaits the tombstones of an erasure. Raises NotProduced, RangeError, DecisionsUnreadable or
-    RedisError.
+    """Writes the tombstones of an erasure, and waits until every reader has applied them and has settled all
+    messages that it read earlier. Raises NotProduced, RangeError, DecisionsUnreadable or RedisError.
     """
 
     def __init__(self, settings: Settings) -> None:

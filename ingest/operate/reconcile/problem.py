@@ -17,11 +17,11 @@ class Problem(StrEnum):
 
 
 def uuids(values: Iterable[str]) -> str:
-    """Returns a list for IN (...). Every value is parsed as a UUID, so that no other text can get into the
-    query."""
+    """Returns the values as a comma-separated list for `IN (...)` in SQL. Every value is parsed as a UUID, so that
+    no other text can get into the query."""
     return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
 
 
 def numbers(values: Iterable[int]) -> str:
-    """Returns a list of integers for IN (...)."""
+    """Returns the integers as a comma-separated list for `IN (...)` in SQL."""
     return ", ".join(str(int(value)) for value in sorted(set(values)))

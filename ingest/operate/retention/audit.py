@@ -168,7 +168,7 @@ class ReferencedNames:
 class Missing:
     """Merges the listing with the names from ClickHouse and counts the names that are not in the bucket.
 
-    `missing` requests objects by name and returns the names of those that do not exist.
+    `missing` looks up the given names in the bucket and returns those for which the bucket has no object.
     """
 
     def __init__(self, found: Audit, rows: ReferencedNames, missing: Callable[[list[str]], list[str]]) -> None:
@@ -187,7 +187,7 @@ class Missing:
         self._packed.take(name)
 
     def ended(self) -> None:
-        """Processes the end of the listing."""
+        """Processes the remaining names from ClickHouse. Must be called after the last listed object."""
         self._pass(None)
         self._confirm_suspects()
 

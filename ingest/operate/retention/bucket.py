@@ -73,7 +73,7 @@ class Bucket:
             yield StoredObject(blob.name, int(blob.size or 0), min(times, default=0.0), live)
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Returns the names of objects that do not exist. Sends one request per name."""
+        """Returns those of `names` for which the bucket has no object. Sends one request per name."""
         bucket = self._server.bucket(self._settings.gcs_bucket)
         existing = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
         return [name for name, exists in zip(names, existing, strict=True) if not exists]

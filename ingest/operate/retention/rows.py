@@ -55,7 +55,7 @@ class ReferencingRows:
         yield from self._rows(query)
 
     def _by_project(self, table: str) -> Iterator[str]:
-        """Yields one condition per retention and project, in the order of the object names."""
+        """Yields one condition per retention period and project, in the order of the object names."""
         found = self._server.query(
             f"SELECT DISTINCT retention_days, project_id FROM {table} WHERE {self._alive} LIMIT {PROJECTS_MAX}"
         ).result_rows

@@ -26,8 +26,9 @@ from tasks.units import MiB
 
 log = structlog.get_logger(__name__)
 
-# Additional memory after startup. Parsing needs 2.5 times the decompressed size plus 64 MiB (docs/cost.md), plus
-# the message and its result.
+# Memory that the child may use in addition to its memory after startup. Parsing a message needs at most 64 MiB
+# plus 2.5 times the message's decompressed size (docs/cost.md); the message itself and its result need further
+# memory.
 MEMORY_BYTES_BASE, MEMORY_RATIO = 128 * MiB, 3
 ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0

@@ -31,8 +31,8 @@ log = structlog.get_logger(__name__)
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
 # Maximum number of messages per request, and of unanswered requests per process. A request must contain enough
-# messages to amortize its cost, and a process parses the second request while the reader takes the results of the
-# first. Both numbers are low enough to stay within the in-flight limit.
+# messages to amortize its cost. With two requests per process, the process parses one of them while the reader
+# takes the results of the other. Both numbers are low enough to stay within the in-flight limit.
 MESSAGES_PER_REQUEST, REQUESTS_MAX = 8, 2
 # This is more memory than parsing needs at the maximum decompressed size, with one arena. Each further arena is
 # counted as twice the size of the largest request, because arenas grow by doubling. A process whose allocation
@@ -206,7 +206,8 @@ class ProcessParser:
 def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
     """Returns the drop that tenant rules or erasures require, if any.
 
-    Erasures are checked first, so that erased messages take no token and never become dead letters.
+    Erasures are checked first, so that erased messages consume no rate-limit token and never become dead
+    letters.
     """
     if not gate.active:
         return None
@@ -352,8 +353,8 @@ class Child:
         self._exit_status = self._process.returncode
 
     def kill(self) -> None:
-        """Kills the process. Any thread may call this method, but the thread that uses the child must call
-        `close`."""
+        """Kills the process. Any thread may call this method. The thread that uses the child must still call
+        `close` afterwards."""
         self._process.kill()
 
     def close(self) -> None:

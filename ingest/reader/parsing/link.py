@@ -1,9 +1,9 @@
 """Protocol between the reader and a parser process.
 
 Messages are passed in shared memory: the reader copies each value once, and the parser process parses it in place.
-Requests, which only state where the messages are, and results are sent over a socket pair as length-prefixed
-msgpack. Results omit bytes that the reader already has: a blob that is a slice of its message is sent as a
-position, and a dead letter is sent without its value.
+Requests and results are sent over a socket pair as length-prefixed msgpack. A request only states where the
+messages are in shared memory. Results omit bytes that the reader already has: a blob that is a slice of its
+message is sent as a position, and a dead letter is sent without its value.
 
 A process may have several requests at a time, each with its own arena, and answers them in order. Requests are a
 few bytes long, so sending a request never blocks, even if the process is waiting for the reader to take a long
@@ -73,7 +73,8 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
-    """An outcome: a segment, a reject, or neither for an unusual message.
+    """The outcome of one message: a segment or a reject. Both are None if the message is left to the fallback
+    parser.
 
     `blob_at`: the slice of the message's value that is the first blob.
     """
@@ -147,8 +148,8 @@ def ask(link: socket.socket, arenas: Sequence[Arena], turn: int, messages: Seque
 
 
 def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
-    """Returns the outcomes of these messages, which are those of the oldest unanswered request; None for each
-    unusual message.
+    """Receives the answer to the oldest unanswered request, and returns one outcome per message. `messages`: the
+    messages of that request. The outcome of a message that is left to the fallback parser is None.
 
     Raises EOFError, msgspec.MsgspecError, and OSError (also on timeout).
     """

@@ -118,9 +118,9 @@ class Durability:
         """Checks the committed offset at which a partition is resumed. Raises Violation if the offset belongs to a
         deleted topic.
 
-        A commit whose cut record was lost or refused contains no topic id. Such a commit cannot be
-        distinguished from a commit of the current topic, unless other commits of the group or the process itself
-        refer to the former topic (`ingest.core.starting`).
+        A commit whose cut record was lost or refused contains no topic id. Such a commit for the deleted topic
+        cannot be distinguished from a commit for the current topic, unless another commit of the group contains
+        the deleted topic's id, or the process has read from the deleted topic (`ingest.core.starting`).
         """
         topic_id = _topic_of(offset, record)
         if topic_id not in ("", self._broker.topic_id):
@@ -334,12 +334,12 @@ class RecordedFirst:
         self._short: set[str] = set()
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """Takes over the batch ends that the predecessor stored."""
+        """Starts with the batch ends that the partition's previous owner stored."""
         ends = _ends(given.committed or 0, given.record)
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
-        """Adds the batch ends of a commit that the broker has stored."""
+        """Adds the end offsets of the batches in the cut record of a commit that the broker has stored."""
         ends = self._stored.setdefault((reader.name, event.source), set())
         ends.update(_ends(event.offset, event.record))
 

@@ -100,7 +100,7 @@ class Log:
 
 @dataclass(slots=True)
 class Member:
-    """The coordinator's state of one member.
+    """The coordinator's state for one member.
 
     `owned` contains the partitions that the member reported when it joined.
     """

@@ -13,8 +13,8 @@ from typing import Any
 class Violation(BaseException):
     """Raised if an invariant is violated. `checker` is the stable name of the invariant.
 
-    The class is not derived from Exception, because checkers are observers of the loop, which ignores their
-    exceptions.
+    The class is not derived from Exception, because the loop ignores every Exception that an observer raises, and
+    checkers are observers.
     """
 
     def __init__(self, checker: str, text: str) -> None:

@@ -43,7 +43,7 @@ class Envelope:
 
     @property
     def dsn(self) -> str:
-        """The DSN in the header, which SDKs that use a tunnel send; "" if missing."""
+        """The DSN in the envelope header, as sent by SDKs that use a tunnel; "" if missing."""
         dsn = self.header.get("dsn")
         return dsn if isinstance(dsn, str) else ""
 

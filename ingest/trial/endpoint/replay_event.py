@@ -85,7 +85,9 @@ def _seconds(value: Any, received_at: float) -> float:
 
 
 def _ids(name: str, value: Any) -> list[str]:
-    """Returns the valid ids in a list. Like Relay, refuses events with more than LIST_MAX ids."""
+    """Returns the valid ids in `value`; none if `value` is not a list. Like Relay, refuses events with more than
+    LIST_MAX ids.
+    """
     if not isinstance(value, list):
         return []
     if len(value) > LIST_MAX:

@@ -233,7 +233,8 @@ class Service:
             "cacheHit": False,
         }
         if rows:
-            # An empty list is omitted: clients first request maxResults=0 and use `rows`, if present, as the page.
+            # An empty list is omitted, because clients first request maxResults=0, and would use an empty `rows`
+            # as the first page of results.
             answer["rows"] = [format_row(job.result.fields, row, call.timestamp_format) for row in rows]
         if job.result.affected is not None:
             answer["numDmlAffectedRows"] = str(job.result.affected)
