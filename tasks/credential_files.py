@@ -24,7 +24,7 @@ def content(path: Path) -> bytes:
 
 
 def certificates(path: Path) -> None:
-    """Validates a file that must contain at least one certificate in PEM."""
+    """Validates a file that must contain at least one certificate in PEM format."""
     content(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
@@ -45,7 +45,7 @@ def certificate_store(pattern: str) -> None:
 
 
 def key_pair(certificate: Path, key: Path, password: str = "") -> None:
-    """Validates a certificate in PEM and the private key that belongs to it. `password` decrypts the key."""
+    """Validates a certificate in PEM format and its private key. `password` decrypts the key."""
     content(certificate)
     content(key)
     try:

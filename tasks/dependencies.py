@@ -102,7 +102,7 @@ class Dependencies:
         return self._faults
 
     def stop(self) -> None:
-        """Ends the thread after the current test."""
+        """Asks the thread to end after its current tests of the servers. Returns immediately."""
         self._loop.request_stop()
 
     def _check(self) -> None:

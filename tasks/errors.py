@@ -40,10 +40,11 @@ class PermanentSinkError(SinkError):
     """An error that a retry cannot fix.
 
     `failed`: position and error of each refused item, or None if the server does not name them and the caller must
-    bisect. All other items are durable, unless `all_refused`: then nothing was written and the rest must be
-    written again. `suspects`, used if `failed` is None: positions of the items that may be refused; all other
-    items are durable. If `suspects` is None too, nothing is known to be durable. `configuration`: no item is at
-    fault (missing bucket or table, bad credentials), so the batch must be parked and must not become dead letters.
+    bisect. All other items are durable unless `all_refused` is set; in that case, none of the other items is known
+    to be durable, and all of them must be written again. `suspects`, used if `failed` is None: positions of the
+    items that may be refused; all other items are durable. If `suspects` is None too, nothing is known to be
+    durable. `configuration`: no item is at fault (missing bucket or table, bad credentials), so the batch must be
+    parked and must not become dead letters.
     """
 
     def __init__(

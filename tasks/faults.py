@@ -13,7 +13,7 @@ import msgspec
 
 
 class Server(StrEnum):
-    """A server that all parts of the system depend on, or a sink that may require a login."""
+    """A server whose faults this module describes."""
 
     REDIS = "redis"
     KAFKA = "kafka"
@@ -76,12 +76,12 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def start_worker_advice(*, local: bool) -> str:
-    """Returns what to do if no worker is running. `local`: the settings come from a running local stack."""
+    """Returns the advice shown if no worker is running. `local`: the settings come from a running local stack."""
     return START_LOCAL_PROGRAMS_ADVICE if local else START_WORKER_ADVICE
 
 
 def start_reader_advice(*, local: bool) -> str:
-    """Returns what to do if no reader is running. `local`: see `start_worker_advice`."""
+    """Returns the advice shown if no reader is running. `local`: see `start_worker_advice`."""
     return START_LOCAL_PROGRAMS_ADVICE if local else START_READER_ADVICE
 
 

@@ -34,7 +34,7 @@ AUDIT_PRUNE_BATCH_SIZE = 100
 
 
 class Copy:
-    """The copy in Redis. Raises redis.exceptions.RedisError."""
+    """The copy of the operators' decisions in Redis. Methods raise redis.exceptions.RedisError."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._client: Any = client

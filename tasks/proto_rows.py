@@ -148,8 +148,9 @@ class FactEncoder:
         return self._framed_slowly(row_id, event_type, microseconds, attributes)
 
     def _framed_slowly(self, row_id: bytes, event_type: str, microseconds: int, attributes: bytes) -> bytes:
-        """Returns one framed row, for values of any length and any time. Slower than the code of `framed_fact`,
-        which calls this method only for long values and for times less than 268 s after the Unix epoch.
+        """Returns one framed row. Accepts values of any length and any int64 as the time, but is slower than the
+        code in `framed_fact`, which calls this method only for long values and for times less than 268 s after the
+        Unix epoch.
         """
         return framed(
             text_field(1, row_id)
@@ -212,8 +213,8 @@ def to_json(columns: Columns, message: bytes) -> bytes:
 
 
 def _time(microseconds: int) -> str | float:
-    """Returns the time as text, or as a number of seconds if it is outside TIMES. Our rows have no times outside
-    TIMES.
+    """Returns the time as text, or as a number of seconds if it is outside the range TIMES. The times in rows that
+    the reader encodes are always in this range.
     """
     return time_text(microseconds) if microseconds in TIMES else microseconds / MICROSECONDS
 

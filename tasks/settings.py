@@ -1,7 +1,7 @@
-"""The settings shared by readers and workers, and those of workers and Flower. If a setting has a unit, its name
-ends with it.
+"""The settings shared by readers and workers, and those of workers and Flower. If a setting has a unit, the
+setting's name ends with the unit.
 
-`tasks.loading` reads them and reports mistakes.
+`tasks.loading` reads the settings and reports mistakes in them.
 """
 
 from __future__ import annotations
@@ -348,7 +348,9 @@ class Settings(BaseSettings):
 
     task_security_key_file: Path | None = Field(None, description="Private key for signed Celery messages.")
     task_security_certificate_file: Path | None = Field(None, description="Certificate of the signing key.")
-    task_security_store: str = Field("", description="Glob of trusted signing certificates.")
+    task_security_store: str = Field(
+        "", description="Glob pattern that matches the files with trusted signing certificates."
+    )
 
     @property
     def redis_address(self) -> RedisAddress:

@@ -53,7 +53,7 @@ from tasks.wire import (
 
 # Done marks are kept while the batch's offsets may be uncommitted. A dead reader is replaced within minutes.
 SETTLED_TTL_SECONDS = 3600
-# A batch is staged only if Redis then uses at most this share of maxmemory. The rest is reserved for queues,
+# A batch is staged only if Redis would then use at most this share of maxmemory. The rest is reserved for queues,
 # chords and done marks.
 MEMORY_SHARE_MAX = 0.75
 # A batch is too large for this Redis if it needs more than this fraction of MEMORY_SHARE_MAX.
@@ -323,9 +323,9 @@ class Staging:
         """Starts a run of the task: increments the number of starts and returns a `Run`. Returns None if the
         task's done mark is set.
 
-        `request`: the breaker to ask in the same round trip, if the task starts. Raises StagingError if there is
-        neither mark nor payload, Forged if the manifest has no valid seal, and Incompatible for a batch of a newer
-        release.
+        `request`: a request to the sink's circuit breaker, made in the same round trip if the task starts. Raises
+        StagingError if there is neither mark nor payload, Forged if the manifest has no valid seal, and
+        Incompatible for a batch of a newer release.
         """
         found, *got = self._start(batch, task, task_id, request)
         if found == _Begun.DONE:

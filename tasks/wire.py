@@ -152,7 +152,7 @@ _ITEM_TYPE_BY_SINK: dict[SinkName, type[Item]] = {
 
 
 class ProtoRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Rows of one table for BigQuery as protobuf messages, framed (`tasks.proto_rows`): one flush task's items.
+    """The items of one flush task: rows of one BigQuery table as framed protobuf messages (`tasks.proto_rows`).
 
     `columns`: the columns of the release that encoded the rows. `counts`: the Kafka offset and the number of rows
     of each message, in the order of the rows.
@@ -322,7 +322,7 @@ class TaskName(NamedTuple):
 
 
 class TaskEntry(msgspec.Struct, frozen=True):
-    """One flush task of the batch: its field name, number of items and bytes.
+    """One flush task of the batch: its field name, its number of items, and its size in bytes.
 
     `content`: `Seals.content` of the bytes; empty if the reader has no shared key.
     """
@@ -362,7 +362,9 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class ManifestHead(msgspec.Struct, frozen=True):
-    """The part of a manifest that is the same in every version: where to report an unreadable manifest."""
+    """The part of a manifest that is the same in every version. It names the reader to which a worker reports that
+    the manifest is unreadable.
+    """
 
     batch_id: str
     reader: str
@@ -417,7 +419,7 @@ def done_field(task_name: str) -> str:
 
 
 def reference(manifest: Manifest) -> str:
-    """Returns the reference to a staged batch in task messages: `<batch id>:<digest>`."""
+    """Returns the reference that task messages use for a staged batch: `<batch id>:<digest>`."""
     return f"{manifest.batch_id}:{manifest.digest}"
 
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class _NoMetrics:
-    """Replayed events were counted by the earlier process."""
+    """Replaces Flower's metrics during the replay: the previous process already counted the replayed events."""
 
     def observe_task(self, *_: Any) -> None: ...
 

@@ -76,12 +76,12 @@ class Cluster:
     def __init__(self, settings: Settings) -> None:
         # librdkafka's own log is disabled, because failed calls raise exceptions anyway. While brokers are
         # unreachable, librdkafka would print twenty lines of plain text (not JSON) per second to standard error.
-        # The consumer logs the same errors at a bounded rate.
+        # The reader's consumer also logs connection errors, at a limited rate.
         self._options = {"log_level": "0", **kafka_options(settings)}
         self._admin = AdminClient(self._options)
 
     def topic(self, name: str) -> Topic:
-        """Raises ClusterError, including when the topic does not exist."""
+        """Describes a topic. Raises ClusterError if the request fails or the topic does not exist."""
         found = self._answer(
             f"describe topic {name}",
             self._admin.describe_topics(TopicCollection([name]), request_timeout=CALL_SECONDS_MAX)[name],
@@ -89,7 +89,7 @@ class Cluster:
         return Topic(str(found.topic_id), len(found.partitions))
 
     def group(self, name: str, topic: str) -> Group:
-        """A group that does not exist has no members."""
+        """Describes a group; one that does not exist has no members. Raises ClusterError if the request fails."""
         found = self._answer(
             f"describe group {name}",
             self._admin.describe_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],

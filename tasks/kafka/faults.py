@@ -64,7 +64,7 @@ class ClientErrors:
         return any(error.code() in REFUSED for error in self._errors)
 
     def down(self) -> bool:
-        """Returns whether the client reported that it is connected to no broker."""
+        """Returns whether the client reported that it is not connected to any broker."""
         return any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._errors)
 
     def fault(self, brokers: str, failure: KafkaError | None = None) -> Fault:
@@ -83,7 +83,8 @@ def list_topics(
     """Returns the client's metadata. Raises KafkaException after `seconds_max`, or as soon as a broker refuses the
     client.
 
-    `down_seconds_max`: after this time, the report that no broker is connected counts as a failure too.
+    `down_seconds_max`: after this time, the client's report that it is not connected to any broker counts as a
+    failure too.
     """
     began = time.monotonic()
     attempt_seconds = ATTEMPT_SECONDS_MIN

@@ -49,7 +49,7 @@ def is_plain(settings: Settings) -> bool:
 
 def producer_options(settings: Settings) -> dict[str, Any]:
     """Returns the librdkafka properties of the producers for dead letters, replayed dead letters and operators'
-    decisions. Safety properties cannot be overridden.
+    decisions. Operators cannot override the properties that ensure durable writes (acks, idempotence).
     """
     return {
         "linger.ms": 5,

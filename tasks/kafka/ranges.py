@@ -98,9 +98,10 @@ class Range:
 class Bounds:
     """Limits of one `read`; None means unlimited.
 
-    `seconds_max`: maximum total wait for Kafka, without the caller's processing. `silent_seconds_max`: maximum
-    wait for the next record. `metadata_seconds_max`: maximum wait for the topic's description; `down_seconds_max`:
-    maximum wait for this description while the client is connected to no broker.
+    `seconds_max`: maximum total time to wait for Kafka, excluding the caller's processing time.
+    `silent_seconds_max`: maximum wait for the next record. `metadata_seconds_max`: maximum wait for the topic's
+    description; `down_seconds_max`: maximum wait for this description while the client is not connected to any
+    broker.
     """
 
     messages_max: int | None = None
@@ -297,8 +298,8 @@ class RangeReader:
         return first
 
     def _is_beyond_the_end(self, partition: int, position: int) -> bool:
-        """Returns whether `position` is beyond the end of the log, for which the embedded broker reports no
-        error.
+        """Returns whether `position` is beyond the end of the log. The embedded broker reports no error in this
+        case.
         """
         return 0 <= self._end(partition) < position and self.held(partition).stop < position
 

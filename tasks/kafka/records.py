@@ -59,8 +59,9 @@ def record_of(message: Message) -> Record:
 def headers_of(message: Message) -> Headers:
     """Returns the headers of a message. Never raises.
 
-    For a name that is not UTF-8, the client stores a null pointer. A second call would return it and crash the
-    process, so the client is called only once.
+    If a header's name is not UTF-8, the first call of the client's `headers` method fails and leaves a list with a
+    null pointer in the message. A second call would return this list, whose use crashes the process, so the method
+    is called only once per message.
     """
     try:
         found = _headers(message) or ()

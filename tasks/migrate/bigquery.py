@@ -93,7 +93,7 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
 
 
 def _exact_view(server: Any, table: Any, timeout: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
-    """Creates or updates a view that returns each identity once."""
+    """Creates or updates a view that returns one row per identity."""
     view: Any = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_exact")
     view.view_query = (
         f"SELECT * FROM `{table.project}.{table.dataset_id}.{table.table_id}` "

@@ -2,8 +2,8 @@
 
 Celery logs each attempt to reach Redis, but does not state what the operator should do. This module replaces these
 lines with one line, in the form that the reader and the commands use, until the connection is back. Celery also
-logs a traceback for each chord with a failed task. That line is dropped, because the task's own line `flush`
-already has the error.
+logs a traceback for each chord with a failed task. That line is dropped, because the task's own `flush` line
+already states the error.
 
 Flower also logs each of its own attempts to reach workers. These lines are dropped while a reported Redis fault
 lasts.
@@ -82,7 +82,7 @@ def _log(found: Fault) -> None:
 
 
 def install() -> None:
-    """Installs the filters in this process; may be called again."""
+    """Installs the filters in this process. Repeated calls have no effect."""
     for name in (*CONNECTING, *FLOWER):
         logging.getLogger(name).addFilter(connection_lines)
     logging.getLogger(CHORDS).addFilter(without_failed_chords)

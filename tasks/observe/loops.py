@@ -74,7 +74,7 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Starts the thread; may be called once."""
+        """Starts the thread. Raises RuntimeError if it was already started."""
         self._thread.start()
 
     def stop(self, deadline_seconds: float) -> bool:

@@ -126,7 +126,7 @@ def registry() -> CollectorRegistry:
 
 
 def live() -> dict[str, str]:
-    """Returns the liveness checks, which fail after minutes without a heartbeat."""
+    """Returns the liveness checks, which fail after `worker_silent_seconds_max` without a heartbeat."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     silent = silent_seconds >= _Worker.silent_seconds_max
     return {"heartbeat": f"none for {silent_seconds:.0f} s" if silent else ""}
@@ -143,11 +143,11 @@ def ready() -> dict[str, str]:
     }
 
 
-# Celery signals, connected by `connect`, which `tasks.celery` calls once.
+# Handlers of Celery signals, connected by `connect`, which `tasks.celery` calls once.
 
 
 def connect() -> None:
-    """Connects this module to Celery's signals. Importing it has no side effects."""
+    """Connects the handlers of this module to Celery's signals. Importing this module has no side effects."""
     signals.celeryd_init.connect(_on_start, weak=False)
     signals.worker_init.connect(_on_init, weak=False)
     signals.worker_ready.connect(_on_ready, weak=False)

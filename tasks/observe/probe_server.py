@@ -130,7 +130,7 @@ class Probes:
 
 
 class _Server(ThreadingHTTPServer):
-    """A server with one thread per connection; their number and duration are bounded."""
+    """A server with one thread per connection. The number and the duration of connections are limited."""
 
     daemon_threads = True
     request_queue_size = CONNECTIONS_MAX

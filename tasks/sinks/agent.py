@@ -52,7 +52,9 @@ def report(settings: Settings) -> Report:
 
 
 def _connect(place: str) -> None:
-    """Raises TransientSinkError if the socket accepts no connection of any type that the client tries."""
+    """Connects to the socket, trying each socket type that its address allows. Raises TransientSinkError if every
+    attempt fails.
+    """
     prefix = next(prefix for prefix in SOCKETS if place.startswith(prefix))
     path, failure = place.removeprefix(prefix), OSError()
     for kind in SOCKETS[prefix]:

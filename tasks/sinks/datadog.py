@@ -24,7 +24,7 @@ from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Metric, MetricKind
 
-# `:`, `|c`, `|#`, the newline, and the longest text of a float (24 characters).
+# At least the total length of `:`, `|c`, `|#`, the newline, and the longest text form of a float (24 characters).
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
 PROOF = (
@@ -34,7 +34,9 @@ PROOF = (
 
 
 class DatadogSink:
-    """Writes counters and distributions, several per packet. A UDP packet fits into one Ethernet frame."""
+    """Writes counters and distributions, several per packet. Over UDP, the packet size is limited so that a packet
+    fits into one Ethernet frame.
+    """
 
     name = "datadog"
 

@@ -48,8 +48,8 @@ class MemorySink:
     def fail(self, *errors: SinkError | None) -> None:
         """Makes the next writes raise these errors, in this order; None makes a write succeed.
 
-        The error determines the effect: items not in its `failed` are stored (unless `all_refused`); without
-        `failed` nothing is stored.
+        A failed write stores the items that its error marks as durable: all items except those in `failed` or
+        `suspects`. Nothing is stored if both are None, or if `all_refused` or `configuration` is set.
         """
         with self._lock:
             self._script.extend(errors)
@@ -102,8 +102,9 @@ class MemorySink:
             self.dead_letters.append(item)
 
     def counts(self) -> dict[str, int]:
-        """Returns the numbers of stored objects, rows per table, metrics and dead letters; numbers that are zero
-        are left out."""
+        """Returns the counts of stored objects, rows per table, metrics and dead letters; zero counts are
+        omitted.
+        """
         with self._lock:
             counts = {
                 "objects": len(self.objects),

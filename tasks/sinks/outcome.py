@@ -123,8 +123,8 @@ class Outcome:
         self._excluded: set[int] = set()
 
     def note(self, failure: Failure, positions: Iterable[int]) -> None:
-        """Records that `failure` applies to exactly these items. With BATCH and SIZE, at least one of these items
-        is at fault.
+        """Records that `failure` applies to exactly these items. If `failure.blame` is BATCH or SIZE, at least one
+        of the items is at fault.
         """
         if failure.unproven:
             self._unproven.append(failure.message)

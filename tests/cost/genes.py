@@ -144,13 +144,15 @@ class Recipe:
         return cls(tuple(pieces), found["is_sampled"])
 
     def shape(self, name: str) -> Shape:
-        """Adds the recipe to the committed set."""
+        """Returns the recipe as a shape with this name."""
         return Shape(name, self.value)
 
 
 @cache
 def events() -> tuple[bytes, ...]:
-    """Returns the initial events: one of each kind in our recordings, and some of kinds that no recording has."""
+    """Returns the initial events: one of each kind in our recordings, plus handmade events of kinds that occur in
+    no recording.
+    """
     found: dict[tuple[Any, ...], bytes] = {}
     for recording in RECORDINGS:
         for body in recording.bodies:
@@ -179,7 +181,7 @@ def _single(before: bytes, part: bytes, after: bytes) -> Recipe:
     return Recipe((Piece(before, part, after, EVENT_BYTES[-1]),))
 
 
-# The committed shapes that were the most expensive of their kind before the limit existed.
+# Recipes for those shapes of `tests.cost.shapes` that stopped a reader before the cost limit existed.
 STOPPED_A_READER = (
     _single(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
     _single(
@@ -230,8 +232,7 @@ def mutate_recipe(recipe: Recipe, other: Recipe, chance: random.Random) -> Recip
 
 
 def _repeat_within(chance: random.Random) -> Piece:
-    """Returns an event of a recording. Either a part within one of the event's values is repeated, or the whole
-    event."""
+    """Returns a piece that repeats a whole event, or one that repeats a part inside one of an event's values."""
     event = chance.choice(events())
     if chance.random() < 0.2:
         return Piece(b"", event, b"")

@@ -114,7 +114,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
-    """Returns (floor, cost, bytes of the recording) of a message; floor and cost are CPU seconds."""
+    """Returns (floor, cost, bytes of the recording) of a message; floor and cost are in CPU seconds."""
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     floor, raw_bytes = floor_of(value)
     floors, costs = [], []

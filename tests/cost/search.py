@@ -109,7 +109,10 @@ def main() -> int:
         "--seed", type=int, default=None, help="Random seed; by default, the current time. The seed is printed."
     )
     parser.add_argument(
-        "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, in bytes."
+        "--raw-bytes",
+        type=int,
+        default=FULL_RAW_BYTES,
+        help="Inflated size of the messages in the final measurement, in bytes.",
     )
     parser.add_argument(
         "--keep", action="store_true", help="Add the most expensive recipe of each kind to tests/cost/found.json."

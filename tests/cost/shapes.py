@@ -122,7 +122,7 @@ def single(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = 
 
 
 def chunks(name: str, event: Any, part: bytes, head: bytes, tail: bytes, chunk_bytes: int) -> None:
-    """Adds a recording of events that are all about `chunk_bytes` long."""
+    """Adds a recording whose events are each about `chunk_bytes` long."""
     element = stuffed(event, part, chunk_bytes, head, tail)[1:-1]
     shape(name)(lambda raw_bytes: packed(listed(element, raw_bytes)))
 
@@ -137,7 +137,7 @@ def span(fields: bytes) -> bytes:
     return b'{"type":5,"data":{"tag":"performanceSpan","payload":{%b}}}' % fields
 
 
-# Shapes that stopped a reader before the limit existed
+# Shapes that stopped a reader before the cost limit existed
 
 single("escaped backslashes, then a lone surrogate", {"type": 2, "data": "@"}, rb"\\", b'"', rb'\ud800"')
 single("a scroll of empty arrays", breadcrumb("ui.scroll", {"a": "@"}), b"[],", b"[", b"0]")

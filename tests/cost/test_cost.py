@@ -35,9 +35,9 @@ def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=lambda shape: shape.name)
 def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
-    """The tested shapes once stopped a reader.
+    """While a message is parsed, memory grows by at most 2.5 times the inflated size, plus 64 MiB.
 
-    While they are parsed, memory grows by at most 2.5 times the inflated size, plus 64 MiB.
+    Messages of these shapes stopped a reader before the cost limit existed.
     """
     cost = measure_separately(shape.make(LARGE_RAW_BYTES))
 

@@ -20,7 +20,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 from tests.kit.prestarted import PARENTS
 
 SECONDS_MAX = 170
-# Even a small load has several batches per partition, so that a kill hits some of them in flight.
+# Even a small load produces several batches per partition, so that a kill hits some of them in flight.
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 
@@ -71,8 +71,8 @@ def test_every_input_arrives_exactly_once(tmp_path: Path):
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_packed_objects_hold_every_recording(tmp_path: Path):
-    """The packed layout stores fewer objects, and each recording is found, byte for byte, at the location in the
-    index.
+    """The packed layout stores fewer objects, and each recording is found, byte for byte, at the location given in
+    the index.
     """
     code, outcome = demo("300", "--layout", "packed", directory=tmp_path)
 

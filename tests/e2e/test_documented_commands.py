@@ -1,7 +1,7 @@
 """Every command in the docs exists as written; commands that change nothing are run and must succeed.
 
 A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
-`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN. A
+`REPLAY_ID`, `N`) are replaced by values from a running system. Each command is listed in RUN or NOT_RUN. A
 command that is in neither table fails the test, so that its author has to add it to one of them. A command name
 without its required argument (`dlq show`) is a mention: only its existence is checked.
 """
@@ -45,7 +45,8 @@ COMMAND_SECONDS_MAX = 90
 PROJECT = "11"
 
 # The commands are listed in execution order, so that commands that change the system run last. Each value contains
-# arguments that make an endless or long command end, or that keep it away from the developer's files.
+# arguments that make an endless or long-running command end early, or that keep a command away from the
+# developer's files.
 RUN: dict[str, str] = {
     "replays-ingest check": "",
     "replays-ingest status": "",

@@ -37,8 +37,8 @@ def sent(replay: int, body: bytes) -> bytes:
 
 
 HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    # Maps each name to the reason of its dead letter ("" if the message becomes a row) and a function that builds
-    # the message.
+    # Maps the name of each message to a pair: the reason for the message's dead letter ("" if the message becomes
+    # a row), and a function that builds the message.
     "100 MiB of 100 kB": ("", lambda replay: sent(replay, blank_array(100 * MiB))),
     "101 MiB of 100 kB": ("body_too_large", lambda replay: sent(replay, blank_array(101 * MiB))),
     "nested 100,000 deep": ("", lambda replay: sent(replay, zlib.compress(b"[" * 100_000 + b"]" * 100_000))),
@@ -58,7 +58,7 @@ HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system that has ingested an ordinary message, with deadlines long enough for large messages."""
+    """A system that has ingested ordinary messages, and whose deadlines are long enough for large messages."""
     with System(tmp_path_factory.mktemp("system"), sink_timeout_seconds="20", flush_deadline_seconds="60") as made:
         made.load(40)
         made.wait_until_committed()

@@ -45,7 +45,8 @@ def mixed(
 ) -> Iterator[Mixed]:
     """Creates a fleet that uses the test session's servers and can run this code and patched copies of this code.
 
-    The broker is Apache Kafka, which keeps the cut records that the releases read from each other.
+    The broker is Apache Kafka, which keeps commit metadata, so that each release can read the cut records of the
+    other releases.
     """
     PARENTS.prepare("celery", READER, COMMAND)
     tag = fresh_name("mixed").replace("_", "")
@@ -104,12 +105,12 @@ def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -
 
 
 def refused_by(fleet: MixedFleet, reader: str) -> int:
-    """Returns the batches of this reader that workers refused because of their version."""
+    """Returns how many of this reader's batches the workers refused because of their format version."""
     return sum(REFUSED in line["error"] for line in log_lines_of(fleet.readers[reader], "batch_parked"))
 
 
 def written_with_the_new_column(fleet: Fleet) -> int:
-    """Returns the rows with a column that this release does not know, before deduplication."""
+    """Returns how many rows, including duplicates, have a value in the column that the newer release added."""
     server = clickhouse.client(fleet.settings)
     try:
         return int(server.query(f"SELECT count() FROM replay_segments WHERE {COLUMN} = 1").result_rows[0][0])

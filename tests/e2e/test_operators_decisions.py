@@ -1,4 +1,6 @@
-"""In the whole system, operators' decisions are kept when Redis is emptied, and keys in Redis expire."""
+"""Operators' decisions survive the loss of all data in Redis, and all keys in Redis expire except Kombu's and the
+copy of these decisions.
+"""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
 
 
 def poison(replay_id: str, segment_id: int, received: int) -> bytes:
-    """Returns a message that produces a single BigQuery row, which counts its events."""
+    """Returns a message that produces a single BigQuery row, whose event type is `rrweb_event_count`."""
     events = [{"type": 3, "timestamp": received * 1000, "data": {"source": 1}}]
     fields = {"replay_id": replay_id, "received": received, "replay_event": None}
     return recording(events, segment_id, **fields)

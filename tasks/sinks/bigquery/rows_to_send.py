@@ -21,8 +21,9 @@ _ProtoRows = types.ProtoRows.pb()
 
 
 class Positions:
-    """Positions of items in the task's payload, in order, and their indexes. Fast if the positions are
-    contiguous."""
+    """The positions of one write's items in the task's payload, in the order of the items. Converts a position to
+    the index of its item in the write. Fast if the positions are contiguous.
+    """
 
     def __init__(self, positions: Sequence[int]) -> None:
         self.all = list(positions)
@@ -42,7 +43,7 @@ class Positions:
         return position in (self._range if self._index is None else self._index)
 
     def index(self, position: int) -> int:
-        """Returns the index of `position` in the list of positions. `position` must be in this list."""
+        """Returns the index of the item at `position`, which must be the position of an item."""
         return position - self._range.start if self._index is None else self._index[position]
 
     def contain(self, ranges: Ranges) -> bool:

@@ -1,8 +1,8 @@
 """Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
-Each row has its identity as insertId. BigQuery drops a row, on a best-effort basis, if it received a row with the
-same id within about the last minute; later duplicates are stored. The columns `project_id` and `row_id` also
-identify a row, so a single clause gives exact numbers at any time:
+Each row is sent with its identity as the insertId. BigQuery drops a row, on a best-effort basis, if it received a
+row with the same id within about the last minute; later duplicates are stored. The columns `project_id` and
+`row_id` also identify a row, so a single clause gives exact numbers at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
@@ -63,8 +63,8 @@ class BigQuerySink:
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Streams `items` in as few requests as their sizes allow; `token` is not needed, because rows have ids.
 
-        PermanentSinkError.failed names the refused rows. All other rows are durable, unless `all_refused` is set:
-        then a request was refused as a whole because of the refused rows.
+        PermanentSinkError.failed names the refused rows. All other rows are durable unless `all_refused` is set,
+        which means that a request was refused as a whole because of these rows.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -139,8 +139,8 @@ class BigQuerySink:
             return None
         end = service.send(Method.GET, table, b"", ends_at)
         failure = end if isinstance(end, Failure) else fault_of_resource(table, end)
-        # A user who may not read the table may still be allowed to write, and the good row is the best test of
-        # that.
+        # An account without permission to read the table may still have permission to write to it. The dry run
+        # with a valid row shows whether it has.
         if failure is not None and failure.blame is not Blame.CREDENTIALS:
             return failure
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_run_insert(table), ends_at)
@@ -173,7 +173,9 @@ class BigQuerySink:
 
 
 class Service:
-    """State of one process: the official client for credentials and addresses, and its connections."""
+    """State of one process: the official client, which supplies credentials and addresses, and the process's
+    connections.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._client: Any = client(settings)

@@ -64,10 +64,11 @@ class StorageWriteSink:
     def write_recorded(
         self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float
     ) -> None:
-        """Appends `items`, at these positions of the task's payload, each row exactly once as long as the record
-        exists.
+        """Appends `items`. As long as the record exists, each row is appended exactly once, even if the task runs
+        again.
 
-        PermanentSinkError.failed names the refused rows. All other rows are durable, unless `all_refused` is set.
+        `positions`: the position of each item in the task's payload. PermanentSinkError.failed names the refused
+        rows. All other rows are durable unless `all_refused` is set.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -117,7 +118,7 @@ def _advised(failure: Failure) -> Failure:
 
 
 class Writer:
-    """State of one process: the official client, its streams, and the encoders of the tables."""
+    """State of one process: the streams, with their official client, and one row encoder per table."""
 
     def __init__(self, settings: Settings) -> None:
         parent = f"projects/{settings.bigquery_project}/datasets/{settings.bigquery_dataset}/tables/"

@@ -1,8 +1,8 @@
 """Interprets a response to an INSERT, which either proves the write or names the cause of its failure.
 
-A write is proven, with `wait_end_of_query`, by status 200, an empty body, no exception code, and a summary whose
-`written_rows` is at least the number of rows sent. The server counts rows that enter the pipeline: this includes
-rows of materialized views and rows that it skips because of a repeated token.
+With `wait_end_of_query`, a response proves a write if its status is 200, its body is empty, it has no exception
+code, and the `written_rows` in its summary is at least the number of rows sent. The server counts rows that enter
+the pipeline: this includes rows of materialized views and rows that the server skips because of a repeated token.
 https://clickhouse.com/docs/interfaces/http
 """
 
@@ -31,7 +31,9 @@ _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL
 
 
 def failure_of(answer: Answer, rows: int) -> Failure | None:
-    """Returns the problem with this response to an INSERT of `rows` rows. Returns None if the rows are durable."""
+    """Returns a `Failure` if this response to an INSERT of `rows` rows does not prove that they are durable,
+    otherwise None.
+    """
     exception = exception_of(answer)
     if exception is not None:
         return exception
@@ -78,5 +80,6 @@ def written_rows(answer: Answer) -> int | None:
 
 
 def counts_no_rows(answer: Answer) -> bool:
-    """Returns whether an otherwise valid response reports zero rows, as when a server skips a repeated token."""
+    """Returns whether an otherwise valid response reports zero rows, as when a server skips an insert because of
+    a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

@@ -3,9 +3,9 @@ exception.
 
 ClickHouse has about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
 other code counts as a server error, which means bounded retries and then a parked batch that an operator sees. A
-code is listed under BATCH only if a row can be at fault, because such rows may become dead letters once the table
-has been examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running
-server.
+code is listed under BATCH only if a row can be at fault, because rows refused with a BATCH code may become dead
+letters once the table has been examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test
+compares them with a running server.
 """
 
 from __future__ import annotations

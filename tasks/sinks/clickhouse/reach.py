@@ -1,4 +1,4 @@
-"""Tests whether ClickHouse responds and accepts the login, with a query that reads and writes nothing."""
+"""Tests whether ClickHouse responds and accepts the login, with a query that neither reads nor writes data."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ INSERT_SETTINGS: dict[str, Any] = {
 
 
 class Server:
-    """ClickHouse's HTTP interface, for one process."""
+    """Client for ClickHouse's HTTP interface; each process has its own."""
 
     def __init__(self, settings: Settings) -> None:
         url = urlsplit(settings.clickhouse_url)

@@ -1,9 +1,10 @@
 """Inserts rows encoded by the reader (JSONEachRow) into ClickHouse, one insert per table.
 
-Repeated inserts are harmless for three reasons. An insert has a token derived from the names of the batch and the
-table, and the server skips it if one of the last `deduplication_window` inserts had the same token. Outside this
-window, or with another token, rows with the same identity replace each other when parts merge; a query with FINAL
-never returns both. The materialized view counts distinct identities, so it does not count repeated rows twice.
+Repeated inserts are harmless for three reasons. An insert has a token derived from its batch, flush task, table
+and choice of rows, and the server skips an insert if one of the last `deduplication_window` inserts had the same
+token. Outside this window, or with another token, rows with the same identity replace each other when parts merge;
+a query with FINAL never returns both. The materialized view counts distinct identities, so it does not count
+repeated rows twice.
 
 An insert is one block: the server parses all of it before it writes, so a refused insert stores nothing.
 The server responds when the write is complete (`wait_end_of_query`); progress headers, which would start the
@@ -245,8 +246,8 @@ class _Write:
             failure = failure_of(end, len(positions))
             if failure is None or not counts_no_rows(end):
                 break
-            # Either the server skipped a repeated token, or nothing was written. An insert with another token
-            # shows which of these happened.
+            # Either the server skipped the insert because it had already accepted this token, or the insert wrote
+            # nothing. An insert with another token shows which of these happened.
         return failure and failure.about(f"table {table}")
 
 

@@ -78,7 +78,8 @@ class DeadLetterSink:
             elif report is not None:
                 outcome.note(self._sorted(report, items), [position])
         if refused:
-            # The broker refuses the records of one batch together, so the error describes the largest record.
+            # The broker refuses a record batch as a whole and does not say which record is too large, so the error
+            # names the largest one.
             outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
         outcome.raise_if_any()
 
@@ -159,7 +160,9 @@ class DeadLetterSink:
         )
 
     def _refuse_too_small(self, source: Mapping[str, str], letters_config: Mapping[str, str]) -> None:
-        """Raises PermanentSinkError if the largest message of the source would not fit."""
+        """Raises PermanentSinkError if the largest message that the source topic allows would not fit into a
+        record of the dead-letter topic.
+        """
         wanted, have = (int(config.get(MESSAGE_BYTES_MAX) or 0) for config in (source, letters_config))
         if wanted and have and have < wanted + HEADERS_BYTES:
             raise PermanentSinkError(

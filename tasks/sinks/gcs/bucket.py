@@ -22,8 +22,8 @@ def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age
 
 
 def premature_delete_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
-    """Returns the age in days at which a rule deletes live objects with this retention too early; None if no rule
-    does.
+    """Returns the lowest age, in days, at which a lifecycle rule deletes live objects before their retention of
+    `days` days has passed; None if no rule does.
     """
     found = [
         int(condition[name])

@@ -106,8 +106,9 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
 
 
 def failure_of(wanted: Wanted, answer: Answer) -> Failure | None:
-    """Returns the problem with this response to an upload. Returns None if the object is durable and its checksum
-    matches."""
+    """Returns a `Failure` if this response to an upload does not prove that the object is durable with a matching
+    checksum, otherwise None.
+    """
     if is_proof(wanted, answer):
         return None
     if answer.ok:
@@ -129,7 +130,7 @@ def may_be_stored(answer: Answer, failure: Failure) -> bool:
 
 
 def compare_stored(wanted: Wanted, refused: Answer, failure: Failure, found: Answer | Failure) -> Failure | None:
-    """Returns the problem with a refused upload, after comparing the upload with the object stored under its name.
+    """Returns a `Failure` for a refused upload, after comparing the upload with the object stored under its name.
     Returns None if an identical object is already stored.
     """
     if isinstance(found, Failure):

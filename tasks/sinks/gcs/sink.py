@@ -1,7 +1,7 @@
 """Stores recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
 
 A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only if it
-does not exist. The response 412, which means that the object exists, counts as success if the existing object is
+does not exist. A 412 response, which means that the object exists, counts as success if the existing object is
 identical to the upload. A refused packed object parks its batch instead of becoming a dead letter, since the
 letter could not list the recordings in it.
 

@@ -70,7 +70,9 @@ Key = tuple[Step, str]
 
 
 class Uploader:
-    """State of one process: the official client, and connections for each writing thread (usually one)."""
+    """State of one process: the official client, and connections for each thread that writes (usually only one
+    thread).
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.client = client(settings)

@@ -118,7 +118,7 @@ BLAME_BY_CLASS: dict[type[BaseException], Blame] = {
     from_requests.UnrewindableBodyError: NETWORK,
 }
 
-# Reasons that are more specific than their status, in errors of requests and of single rows alike:
+# Error reasons that are more specific than the HTTP status, both for whole requests and for single rows:
 # https://cloud.google.com/bigquery/docs/error-messages,
 # https://cloud.google.com/storage/docs/json_api/v1/status-codes
 BLAME_BY_REASON: dict[str, Blame] = {

@@ -1,4 +1,4 @@
-"""Classifies HTTP responses by status and describes responses that do not prove a write.
+"""Classifies HTTP responses by status and describes responses that do not prove that a write succeeded.
 
 Errors of the server itself (ClickHouse's exception code, Google's JSON errors) take precedence and are handled in
 the sink's module; the table here covers proxies, gateways and captive portals.
@@ -94,7 +94,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is a success. The status alone does not prove a write."""
+        """Whether the status is a success. The status alone does not prove that a write succeeded."""
         return 200 <= self.status <= 299
 
     def json_object(self) -> dict[str, Any] | None:
@@ -128,8 +128,9 @@ def failure_of_status(answer: Answer) -> Failure:
 
 
 def unproven_success(answer: Answer, why: str) -> Failure:
-    """Returns a `Failure` for a response that has a success status but does not prove the write. `why` states what
-    is missing."""
+    """Returns a `Failure` for a response that has a success status but does not prove that the write succeeded.
+    `why` states what is missing.
+    """
     text = f"HTTP {answer.status} does not prove the write: {why}; the response has {describe_answer(answer)}"
     return Failure(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 

@@ -9,8 +9,8 @@ BODY_BYTES_MIN = 1024
 
 
 class BodyLimit:
-    """A size limit of `bytes_max`, or of half the refused size for ten minutes after a refusal. Thus, a server's
-    limit is exceeded once instead of in every write, and a raised limit is used after ten minutes.
+    """A size limit of `bytes_max`, or of half the refused size for ten minutes after a refusal. Thus, most
+    writes stay below a server's limit, and a raised limit takes effect within ten minutes.
 
     Thread-safe: a race costs at most one more refused request.
     """

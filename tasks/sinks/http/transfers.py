@@ -208,8 +208,8 @@ class Transfers:
         self._multi.add_handle(handle)
 
     def wait(self, seconds_max: float) -> list[tuple[Hashable, Answer | Failure]]:
-        """Returns the completed requests as soon as there is one, or an empty list after `seconds_max` or one
-        second, whichever is less.
+        """Waits for network activity or a timer of libcurl, for at most `seconds_max` or one second, whichever is
+        shorter. Returns the key and the result of each request that has completed; the list may be empty.
         """
         timeout = min(seconds_max, WAIT_SECONDS_MAX)
         if self._due_at is not None:
