@@ -58,8 +58,8 @@ ROWS_MAX = 40
 DEADLINE_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
 PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
-# The maximum delay between passing a request to gRPC and the kill. It is long enough that some requests have been
-# sent, and some have also been applied, before the process dies.
+# The maximum delay between passing a request to gRPC and killing the process. The delay is long enough that some
+# requests have been sent, and some have also been applied, before the process dies.
 SENT_SECONDS_MAX = 0.01
 RUNS_MAX = 6
 

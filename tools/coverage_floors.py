@@ -3,9 +3,9 @@
     python -m tools.coverage_floors [--data .coverage/data]
 
 Reads the data of `coverage run` and `coverage combine`, and the table `[tool.coverage_floors]` in pyproject.toml:
-package directory -> minimum percentage of lines and branches. A file counts towards the deepest listed package
-that contains it, and every package must be listed. The exit code is 1 if a package is below its floor or was not
-measured.
+package directory -> minimum percentage of statements and branches covered. A file counts towards the deepest
+listed package that contains it, and every package must be listed. The exit code is 1 if a package is below its
+floor or was not measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Share:
 
 
 def floors(pyproject: Path) -> dict[str, float]:
-    """Returns the minimum percentage of each package directory."""
+    """Returns the minimum coverage of each package directory, in percent."""
     return dict(tomllib.loads(pyproject.read_text())["tool"]["coverage_floors"])
 
 

@@ -1,4 +1,4 @@
-"""Takes the screenshots for docs/images: Flower's parked batches, the operator's page and the list of replays.
+"""Takes the screenshots for docs/images: parked batches in Flower, the operator's page and the list of replays.
 
     python -m tools.screenshots [--seconds 240] [--to docs/images]
 

@@ -54,7 +54,7 @@ def test_the_tree_has_one_line_per_package():
 
 
 def steps() -> list[tuple[int, str, str]]:
-    """Returns (number, file, function) of each step."""
+    """Returns the number, file and function of each step."""
     text = (ROOT / "docs/follow-a-message.md").read_text()
     rows = re.findall(r"^\| (\d+) \| `([^`]+)` \| `([^`]+)` \|", text, flags=re.MULTILINE)
     return [(int(number), file, function) for number, file, function in rows]

@@ -11,8 +11,8 @@ from tests.kit.paths import ROOT
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
 UNMIRRORED = ("eager", "e2e", "security", "simulation", "mutation", "cost")
-# Test files directly in a mirror directory, which are about the whole repository or about a module directly in
-# ingest/.
+# Test files that may lie directly in a mirror directory, because they test the whole repository or a module
+# directly in ingest/.
 DIRECT_FILES = {
     "test_architecture.py",
     "test_citations.py",

@@ -12,7 +12,7 @@ import pytest
 from tests.kit.paths import ROOT
 
 GOOGLE = {"google.api_core", "google.auth", "google.protobuf", "grpc", "requests"}
-# Libraries that the sinks and the optional features use, and libraries that these load if installed.
+# Libraries that the sinks and the optional features use, and libraries that those libraries load if installed.
 LIBRARIES = GOOGLE | {
     "aiohttp",
     "clickhouse_connect",
@@ -73,7 +73,7 @@ def loaded(program: str, *arguments: str, **settings: str) -> set[str]:
 
 
 def test_the_reader_loads_the_library_of_no_sink() -> None:
-    """The reader loads only the Kafka client."""
+    """Of all client libraries, the reader loads only the Kafka client."""
     assert loaded(READER) == {"confluent_kafka"}
 
 

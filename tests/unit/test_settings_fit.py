@@ -1,4 +1,4 @@
-"""Settings reach the core under their own names, and `check` reports inconsistent settings."""
+"""Each configurable limit of the core has a setting of the same name. `check` reports inconsistent settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ingest.operate.finding import Severity
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
-# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable. There is
-# no setting for the extra commit per minute on each idle partition.
+# Limits without a setting. `parked_renew_seconds` must be shorter than a parked batch's lease, which has a fixed
+# length. `commit_repeat_seconds` is the interval at which the last commit of an idle partition is repeated.
 UNCONFIGURABLE = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
@@ -38,7 +38,7 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in UNCONFIGURABLE])
 def test_a_configured_bound_reaches_the_core(name: str) -> None:
-    """A configured bound reaches the core under its own name and changes no other bound."""
+    """A setting changes the bound of the same name in the core, and no other bound."""
     value = other_value(getattr(Limits(), name))
     changed = Settings.model_validate({name: value})
 
@@ -74,7 +74,7 @@ def test_check_names_inconsistent_settings() -> None:
 
 
 def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
-    """A visibility timeout that is one second longer than six calls is accepted."""
+    """A visibility timeout that is one second longer than six sink timeouts is accepted."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []
 
 

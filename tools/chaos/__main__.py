@@ -1,4 +1,4 @@
-"""Injects random faults from a seed, and then checks that nothing was lost.
+"""Injects seeded random faults, and then checks that nothing was lost.
 
     python -m tools.chaos --minutes 10 --seed 1        (make chaos)
 

@@ -72,7 +72,7 @@ SHORT_TIMES = {
     "REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS": f"{REBALANCE_SECONDS_MAX:g}",
     "REPLAYS_LOG_LEVEL": "debug",  # readers log commits and reads
 }
-# The load writes to added partitions only after the metadata refresh.
+# The load generator writes to an added partition only after a metadata refresh.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 

@@ -1,10 +1,10 @@
 """Represents a pipeline as a comparable value with everything that affects its decisions, but without absolute
 times.
 
-Times become ticks relative to now, and are capped where no limit can distinguish them any more. Attributes that no
-decision reads are left out (`OMITTED_ATTRIBUTES`). All attributes of the core's objects are visited: a new
-attribute becomes part of the value automatically, and a new float stops the explorer until it is added to `AGES`,
-`DEADLINES` or `DURATIONS`.
+Times become ticks relative to now. An age is capped at the highest value that affects a decision, and a deadline
+that has passed becomes 0. Attributes that no decision reads are left out (`OMITTED_ATTRIBUTES`). All attributes of
+the core's objects are visited: a new attribute becomes part of the value automatically, and a new float attribute
+stops the explorer until the attribute is added to `AGES`, `DEADLINES` or `DURATIONS`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ OMITTED_ATTRIBUTES = frozenset(
     }
 )
 # `readers.Chord` records whether a chord belongs to the current attempt. Otherwise, decisions depend only on
-# whether there has been an attempt. Among consecutive missed deadlines, only the third has an effect, and each
-# missed deadline requires a fault.
+# whether there has been an attempt. A batch is parked after DEADLINE_MISSES_MAX consecutive missed deadlines, each
+# of which requires a fault in the model.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions in only one way: it shows whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
@@ -68,7 +68,9 @@ class Role(Enum):
 
 
 def role_of(name: str) -> Role:
-    """Returns the role of an attribute by its name, which has the same meaning in the whole core."""
+    """Returns the role of the attributes with this name. The name is sufficient, because it has the same meaning
+    throughout the core.
+    """
     roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPPED}
     return next((role for role, names in roles.items() if name in names), Role.PLAIN)
 

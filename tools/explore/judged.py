@@ -2,8 +2,9 @@
 
 A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
 messages into two different batches, decrease an offset, or let two owners write. The explorer runs `Pipeline` and
-all modules that it uses. The explorer does not run the loop (`reader/runtime.py`), nor the modules that decide
-before an assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
+all modules that `Pipeline` uses. The explorer runs neither the loop (`reader/runtime.py`) nor the modules that
+make decisions before a partition is assigned or outside the pipeline (`core/starting.py`, `core/stalls.py`,
+`core/ownership.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from tools.explore.planted import BUGS
 
 
 class Breaks(StrEnum):
-    """What a bug breaks."""
+    """The kind of property that a planted bug breaks."""
 
     SAFETY = "safety"
     PROGRESS = "progress"
@@ -26,7 +27,7 @@ class Breaks(StrEnum):
 
 
 class Judged(NamedTuple):
-    """One bug, what it breaks, and why."""
+    """A planted bug, the kind of property that it breaks, and the reason."""
 
     bug: str
     breaks: Breaks
@@ -34,7 +35,7 @@ class Judged(NamedTuple):
 
     @property
     def world(self) -> str:
-        """The smallest world of the explorer that reveals the bug; empty if there is none."""
+        """The smallest world in which the explorer finds the bug; empty if there is none."""
         found = next((bug for bug in BUGS if bug.name == self.bug), None)
         if found is None:
             return ""

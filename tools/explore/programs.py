@@ -86,7 +86,9 @@ class NextStep(NamedTuple):
 
 
 def manifest(reader: int) -> Manifest:
-    """Returns the manifest of the batch. Manifests differ only in the reader."""
+    """Returns the manifest that the given reader writes for the batch. The manifests of different readers differ
+    only in the reader's name and the epoch.
+    """
     entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
     return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
 

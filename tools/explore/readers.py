@@ -4,7 +4,7 @@ the clock.
 This module considers one reader, and the shared state of the partitions (`Shared`). Functions yield possible next
 events as `Outcome`s; some of them are faults, whose number per run is limited.
 
-A reader has its own clock, which advances by ticks. No order between the clocks of two readers is assumed. Without
+A reader has its own clock, which advances in ticks. No order between the clocks of two readers is assumed. Without
 a fault, a response arrives before the next tick.
 """
 
@@ -105,15 +105,16 @@ class Shared(NamedTuple):
         return oracle.Commits(self.offset, self.record)
 
 
+# The shared state of every partition.
 Board = tuple[Shared, ...]
-# An additional event: its description, and the reader and board after it.
+# An additional event: its description, and the states of the reader and the board (`Board`) after the event.
 Branch = tuple[str, Reader, Board]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One possible event: its description, and the reader and board after it. `broken`: the violated invariant, if
-    any.
+    """One possible event: its description, and the states of the reader and the board after the event. `broken`:
+    the violated invariant, if any.
 
     `cut_off`: the reader has lost its partitions but has not detected the loss.
     """
@@ -288,8 +289,8 @@ class Readers:
                 return
 
     def _expire_messages(self, reader: Reader, board: Board, number: int, position: int) -> Iterator[Outcome]:
-        """Expires messages that no reader has read. Expired messages can no longer be written; messages that were
-        read must still become durable.
+        """Expires messages that no reader has read. These messages can no longer be written, and count as durable;
+        messages that were read before must still become durable.
         """
         log, shared = self.partitions[number].log, board[number]
         for began in [*(message.offset + 1 for message in log.messages), log.end]:

@@ -40,7 +40,7 @@ class Model(Protocol):
         """Returns True if the step is a fault. Faults are optional in a run."""
 
     def broken(self, state: int) -> str:
-        """Returns the violated invariant for a negative state from `steps`."""
+        """Returns the violated invariant. `state`: the negative state that `steps` yielded for the violation."""
 
     def describe(self, path: list[tuple[int, int]]) -> list[str]:
         """Describes a path from the start, one line per step. `path`: each state, and the label of the step from

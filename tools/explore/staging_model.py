@@ -1,10 +1,11 @@
 """The model of the workers: one batch in two stages, staged in Redis, flushed by chords and reported by done
 marks.
 
-A reader dispatches the batch, and a successor may dispatch it again. Workers run its tasks, one worker per
-delivery, in parallel. The callback of a chord reports to the reader. The reader, workers and callbacks run the
-real code (`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work between
-two round trips is invisible to other programs, so it is part of the step of the preceding round trip.
+A reader dispatches the batch, and a successor may dispatch it again. Workers run the tasks of the batch in
+parallel, one worker per delivery of a task. The callback of a chord reports to the reader. The reader, workers and
+callbacks run the real code (`tools.explore.programs`) on one Redis hash (`tools.explore.hashes`), one round trip
+at a time. Work between two round trips is invisible to other programs, so it is part of the step of the preceding
+round trip.
 """
 
 from __future__ import annotations
@@ -341,8 +342,8 @@ def bag(elements: tuple[object, ...]) -> tuple[object, ...]:
 
 
 def without_redis(world: World) -> World:
-    """Returns the world after Redis restarted empty. Hash, queues, counters and streams are lost; running programs
-    continue.
+    """Returns the world after Redis restarted empty. The hash, queues, counters and streams are lost. Running
+    callbacks are removed, and all other running programs continue.
     """
     running = tuple(one for one in world.running if one.program.kind != "report")
     return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)

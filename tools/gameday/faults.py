@@ -302,12 +302,14 @@ def repair(game: Game) -> None:
 
 
 def send_garbage(game: Game) -> None:
-    """Makes one message in twenty-five bad, all from one project, which is below the ratio that halts a reader."""
+    """Adds one unparsable message per twenty-five segments, all from one project. This share is below the ratio
+    that halts a reader.
+    """
     game.load.garbage_share = 0.04
 
 
 def send_one_projects_garbage(game: Game) -> None:
-    """Sends as many bad messages as good messages. No reader halts."""
+    """Sends as many unparsable messages, all from one project, as valid messages. No reader halts."""
     game.load.garbage_project = GARBAGE_PROJECT + 100  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_share = 1.0
 

@@ -221,7 +221,7 @@ class PanelQuery:
 
 
 def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
-    """Queries every expression of every panel for the given period (Unix seconds)."""
+    """Evaluates every expression of every panel over the given period (Unix seconds)."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):

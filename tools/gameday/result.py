@@ -1,4 +1,4 @@
-"""The result of a game day: each fault that was run, and the tables for a terminal."""
+"""The result of a game day: each fault that was injected, and the tables for a terminal."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class Exemption:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a recreated
     topic.
 
-    `until`: the end of an event that takes time. For example, a reader may commit an offset beyond the end of the
-    log one more time before it starts from the beginning.
+    `until`: the end time of an event that has a duration. For example, a reader may commit an offset beyond the
+    end of the log one more time before it starts from the beginning.
     """
 
     at: float

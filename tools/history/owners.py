@@ -37,12 +37,12 @@ class Gap:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length of the gap."""
         return self.until - self.since
 
     def undisturbed_seconds(self, disturbances: Iterable[Disturbance]) -> float:
-        """Returns the time from the end of the last disturbance that began before the gap ended, to the end of the
-        gap.
+        """Returns how long the gap lasted after the end of the last disturbance. Disturbances that began after the
+        gap are ignored.
         """
         ends = [min(cause.until, self.until) for cause in disturbances if cause.since <= self.until]
         return self.until - max([self.since, *ends])

@@ -4,8 +4,8 @@
 
 The image is built from the Dockerfile, on the base image that it names or, if no registry is reachable, on a base
 image made from Debian's packages. Prints one line per result. The exit code is 1 if the image could not be built
-or does not run. If the machine lacks a prerequisite (an engine, a network), this is printed as NOT DONE with the
-reason, and is not a failure.
+or does not run. If the machine lacks a prerequisite (an engine, a network), the steps that need it are reported as
+NOT DONE, with the reason, and do not count as a failure.
 """
 
 from __future__ import annotations

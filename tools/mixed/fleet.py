@@ -55,9 +55,9 @@ class MixedFleet:
         self._expect_owners()
 
     def stop(self, name: str) -> None:
-        """Ends a process with SIGTERM and records its exit code. Raises LocalError.
+        """Stops a process with SIGTERM and records its exit code. Raises LocalError.
 
-        A worker that does not end is killed, as an orchestrator does after the grace period.
+        A worker that does not exit is killed, as an orchestrator does after the grace period.
         """
         child = self.fleet.children[name]
         try:
@@ -71,7 +71,7 @@ class MixedFleet:
             self.exit_codes.append((name, code))
 
     def stop_readers(self) -> None:
-        """Ends the readers. Raises LocalError."""
+        """Stops the readers. Raises LocalError."""
         for name in self._running:
             if name.startswith("reader"):
                 self.stop(name)

@@ -1,4 +1,4 @@
-"""The result of a run by phase, and its table."""
+"""The result of a run by phase, and the table that shows this result."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Result:
     (`tools.history`)."""
     exits: list[tuple[str, int]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
-    """Workers that had to be killed because they did not end after SIGTERM."""
+    """Workers that had to be killed because they did not exit after SIGTERM."""
     halted: int = 0
     unexpected_exits: dict[str, int] = field(default_factory=dict)
     settle_seconds: float = 0.0

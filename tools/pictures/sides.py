@@ -48,7 +48,7 @@ def produce(state: Any) -> None:
 
 
 def address_of(name: str) -> str:
-    """Returns `PROJECT/REPLAY` of a recording."""
+    """Returns the path of a recording in the URLs of the web pages: `PROJECT/REPLAY`."""
     value = msgspec.msgpack.decode(values(name)[0])
     return f"{value['project_id']}/{value['replay_id']}"
 

@@ -68,7 +68,9 @@ def signed_in(browser: Browser, trial: Any) -> BrowserContext:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Returns the lines as a Markdown table, grouped by kind of fact. Versions with equal lines share one row."""
+    """Returns the lines as a Markdown table, grouped by kind of fact. Versions with identical comparisons share
+    one row.
+    """
     versions: dict[Comparison, list[str]] = {}
     for line in lines:
         versions.setdefault(line.compared, []).append(line.version)

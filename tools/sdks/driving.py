@@ -41,7 +41,7 @@ class Done:
     navigation: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> None:
-        """Records the page's own requests, console and navigation."""
+        """Records the page's own requests, console messages and navigations."""
         page.on("response", self._response)
         page.on("console", self._message)
         page.on("framenavigated", self._navigated)

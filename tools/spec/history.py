@@ -70,7 +70,7 @@ class _Life:
     plan: list[int]
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    cut: dict[int, bool] = field(default_factory=dict)  # end of a batch -> True while its chord is running
+    cut: dict[int, bool] = field(default_factory=dict)  # end offset of a batch -> True while its chord is running
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
@@ -78,7 +78,7 @@ class _Life:
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
-        """Returns the next end that the former owner recorded."""
+        """Returns the next batch end that the former owner recorded; None if there is none."""
         return next((end for end in self.plan if end > self.taken), None)
 
     def is_empty(self, start: int, stop: int) -> bool:
@@ -311,12 +311,13 @@ class History:
             self._pass(life, planned)
 
     def _passed_before(self, life: _Life, reader: str, start: int) -> int:
-        """Returns the offset up to which the reader had skipped offsets before it cut the batch that begins at
+        """Returns the offset up to which the reader has skipped offsets before it cuts the batch that begins at
         `start`.
 
-        Messages are read in order, so there are no messages in the gap. A batch usually covers the gap before it,
-        and the reader has skipped nothing. But if recorded ends lie in the gap, or the reader committed an offset
-        in the gap, the reader had skipped offsets up to the last of these.
+        Messages are read in order, so there are no messages in the gap between the previous batch and this batch.
+        Usually, this batch covers the gap, so the reader has skipped nothing. But if the gap contains batch ends
+        that the former owner recorded, or offsets that the reader committed, the reader has skipped all offsets up
+        to the highest of these.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
         sent = [

@@ -143,7 +143,7 @@ def test_the_dashboard_shows_every_metric_of_an_alert():
         "replays_reader_redis_up",
         "replays_worker_completions_total",
         "replays_worker_heartbeat_seconds",
-        # These metrics are zero unless an entry is forged, and the log then names the process.
+        # These metrics are zero unless an entry is forged, in which case the log names the process.
         "replays_reader_unverified_total",
         "replays_worker_unverified_total",
     }

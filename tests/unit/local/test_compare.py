@@ -103,7 +103,7 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
 
 
 def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
-    """A missing metric is reported even if its sum is unknown because the sum depends on the compression."""
+    """A missing metric is reported even if its expected sum is unknown (some sums depend on the compression)."""
     found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exact=False)
 
     assert (found.missing, found.examples) == (2, ("size: 1 values (sum 5) instead of 3 values",))

@@ -80,8 +80,8 @@ def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
 
 
 def test_the_recent_cost_sums_to_the_rate_of_everything():
-    """Under a steady load, the listed projects, `none` and `other` add up to the rate of the load within a
-    thousandth.
+    """Under a steady load, the rates of the listed projects, `none` and `other` add up to the rate of the load, to
+    within 0.1%.
     """
     counted = Counted()
     for second in range(900):
@@ -144,7 +144,7 @@ def test_similar_projects_do_not_alternate():
 
 
 def test_a_project_that_sends_nothing_is_forgotten():
-    """A project has no series after more than an hour without messages."""
+    """The series of a project is removed after more than an hour without messages."""
     counted = Counted()
     counted.add(1, 0.01)
     counted.tick()

@@ -44,7 +44,7 @@ def names(steps: list[Step]) -> list[str]:
 
 
 def facts(steps: list[Step], name: str) -> list[Step]:
-    """Returns the fields of all steps with one name, except for name and partition."""
+    """Returns the fields of all steps with the given name, without the name and the partition."""
     return [
         {key: value for key, value in step.items() if key not in ("step", "partition")}
         for step in steps
@@ -153,8 +153,8 @@ def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
 
 
 def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
-    """If a batch starts without a record because the broker does not respond, its first dispatch is logged as
-    late.
+    """If a batch starts without a cut record because the broker does not respond, the first dispatch of the batch
+    is logged as late.
     """
     reader = followed_reader(cut_record_seconds_max=3.0)
     reader.segments(2)

@@ -76,7 +76,7 @@ def test_long_and_numerous_facts_are_the_same_in_both_forms(events: list[Any]) -
 
 
 def test_rows_above_the_limit_are_left_out() -> None:
-    """As in JSON, facts above `rows_bytes_max` are left out, with a warning."""
+    """As with JSON rows, facts that would exceed `rows_bytes_max` are left out, with a warning."""
     few = segment(replace(PROTO, rows_bytes_max=20_000), make.recording([make.hydration_error_event()] * 1000))
 
     assert "rows_over_limit" in few.warnings
@@ -117,8 +117,8 @@ def test_both_forms_in_one_batch_are_two_tasks() -> None:
 
 
 def test_the_setting_chooses_the_form() -> None:
-    """The form in which facts are staged depends on the setting of the workers' sink. Commands show and rebuild
-    rows in JSON.
+    """The reader stages facts as protobuf if `bigquery_write` is `storage`. Commands that show or rebuild rows
+    always use JSON.
     """
     settings = Settings(bigquery_write="storage")
     rules = rules_of(settings)

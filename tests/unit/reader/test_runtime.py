@@ -240,7 +240,8 @@ def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
 def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() -> None:
     """If a step raises an exception, the dispatcher is stopped and the source is closed.
 
-    A revocation that arrives in the meantime does not wait, and commits nothing.
+    If partitions are revoked while the source is being closed, the loop neither waits for the batches in flight
+    nor commits an offset.
     """
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=1000.0)
     commits = len(bench.actions_of(do.Commit))

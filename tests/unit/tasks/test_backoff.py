@@ -49,7 +49,7 @@ def test_a_task_waits_for_the_probe_of_an_open_breaker_and_not_for_its_backoff()
 
 
 def test_a_longer_wait_that_the_server_requests_is_kept_for_a_probe() -> None:
-    """A server's Retry-After of a minute is honored, although the breaker's next probe comes sooner."""
+    """A server's Retry-After of one minute is honored, even if the breaker's next probe is due sooner."""
     assert retry_wait_seconds(0, RetryLater("429", 60.0, probe_seconds=15.0), SETTINGS) >= 60.0
 
 

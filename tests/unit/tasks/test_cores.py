@@ -16,8 +16,8 @@ CPUS = 64
 
 
 def tree(root: Path, membership: str, **files: str) -> Path:
-    """Creates a root directory with /proc/self/cgroup and files of /sys/fs/cgroup; `__` in a name stands for a
-    slash.
+    """Creates a root directory that contains /proc/self/cgroup and the given files under /sys/fs/cgroup; `__` in a
+    file name stands for a slash.
     """
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(membership)
@@ -67,8 +67,8 @@ def test_the_cores_of_a_container_are_its_quota(
 
 
 def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If the CPU affinity is below the quota, the affinity determines the number: a process that is pinned to one
-    CPU has one core.
+    """If the CPU affinity allows fewer CPUs than the quota, the affinity determines the number of cores: a process
+    that is pinned to one CPU has one core.
     """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3}, raising=False)
 

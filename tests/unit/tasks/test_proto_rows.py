@@ -33,7 +33,7 @@ MESSAGE = RowEncoder(FACT_TABLE)._message
 PROTO_ROWS = types.ProtoRows.pb()
 INT64 = st.integers(-(2**63), 2**63 - 1)
 ID = st.integers(0, 2**63 - 1)
-# Strings just below and just above the lengths whose encoded prefix is precomputed.
+# Includes strings whose encoded length is just inside or just outside a range of precomputed length prefixes.
 TEXT = st.one_of(
     st.text(), st.sampled_from(["", "a" * 63, "ä" * 64, "b" * 128, "c" * 4095, "d" * 4096, "é" * 20_000])
 )

@@ -86,9 +86,9 @@ def test_rows_as_protobuf_survive_a_round_trip() -> None:
 
 
 def test_a_part_of_rows_as_protobuf_is_protobuf() -> None:
-    """If a repeated task sends only some of the rows, these are also sent as protobuf.
+    """If a repeated task sends only some of its rows, these rows remain encoded as protobuf.
 
-    If the task sends all rows, they are not copied.
+    If the task sends all of its rows, they are not copied.
     """
     rows = msgspec.structs.replace(
         STAGED, rows=b"".join(b"\x0a\x05\x0a\x01%c\x10\x02" % letter for letter in b"abc")

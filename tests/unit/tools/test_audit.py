@@ -1,6 +1,6 @@
-"""A known vulnerability of a pinned package fails the check.
+"""The audit fails if a pinned package has a known vulnerability.
 
-An unreachable network is reported and does not fail the check.
+An unreachable network is reported, but does not make the audit fail.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):
-    """A known vulnerability fails the audit, and the output contains its ids and the fixed version."""
+    """A known vulnerability makes the audit fail; the output contains the vulnerability's ids and the fixed
+    version.
+    """
     code, output = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
 
     assert code == 1, output

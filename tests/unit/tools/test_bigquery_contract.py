@@ -64,8 +64,8 @@ def test_a_result_has_no_address_path_or_generated_name() -> None:
 
 
 def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
-    """The running interpreter is found by its version; if no interpreter has a requested version, the error names
-    the versions.
+    """The running interpreter is found by its version. If no installed interpreter has one of the requested
+    versions, the error names these versions.
     """
     assert interpreter((f"{sys.version_info.major}.{sys.version_info.minor}",)) == sys.executable
     with pytest.raises(LocalError, match=r"no Python 1\.2 or 1\.3 is installed"):

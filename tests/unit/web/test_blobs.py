@@ -1,4 +1,4 @@
-"""Any bytes of a stored recording are either read as events or raise BlobError."""
+"""Reading a stored recording either yields events or raises BlobError, whatever bytes the recording contains."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_player_gets_only_events_it_can_draw() -> None:
 def test_half_an_emoji_loses_no_event() -> None:
     """An SDK may truncate a long string between the two UTF-16 code units of a character.
 
-    Browsers accept the resulting half of a surrogate pair, but our decoder does not; the event must still be read.
+    Browsers accept the resulting lone surrogate, but our decoder does not; the event must still be read.
     """
     recording = rb'[{"type":4,"timestamp":1790000000000,"data":{"href":"https://a/\ud83d"}}]'
 

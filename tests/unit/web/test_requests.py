@@ -29,9 +29,9 @@ from tasks.sign_in import credentials
     ],
 )
 def test_one_range_of_a_video_is_half_open(header: str, found: tuple[int, int] | None) -> None:
-    """One byte range of a video is parsed as a half-open range.
+    """A single byte range of a video is parsed as a half-open range.
 
-    For an invalid range the whole video is returned, which HTTP always allows.
+    For an invalid range, the whole video is returned, which HTTP always allows.
     """
     assert byte_range(header, 10) == found
 

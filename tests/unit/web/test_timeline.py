@@ -215,7 +215,7 @@ def test_captured_bodies_count_towards_the_bound():
 
 @each
 def test_an_error_was_sent_in_the_interval_of_its_mark(recorded: Recording):
-    """The mark of an error has an interval, from the end of the previous segment to the end of the segment that
+    """The mark of an error spans an interval, from the end of the previous segment to the end of the segment that
     names the error.
     """
     documents = [json.loads(msgspec.msgpack.decode(value)["replay_event"]) for value in recorded.values]
@@ -392,5 +392,5 @@ def test_any_json_is_accepted(values: list[Any]):
 
 @given(st.sampled_from(["breadcrumb", "performanceSpan", "options", "video"]), JSON)
 def test_any_payload_of_a_known_event_is_accepted(tag: str, payload: Any):
-    """A known event with any payload is accepted without an exception."""
+    """An event of a known type is accepted without an exception, whatever its payload."""
     assert timeline([custom_event(tag, payload)]).malformed <= 1

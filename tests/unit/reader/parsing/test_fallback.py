@@ -142,8 +142,8 @@ def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
 
 
 def test_the_first_kill_of_a_child_rejects_nothing(start: Callable[..., Bench]) -> None:
-    """If a child is killed once, its message is not rejected, because the kernel may have killed it for another
-    reason.
+    """If a child is killed only once, its message is not rejected, because the kernel may have killed the child
+    for a reason unrelated to the message.
     """
     bench = start()
     bench.parsed(message(make.recording()))

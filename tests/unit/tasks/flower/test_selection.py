@@ -12,7 +12,7 @@ NOW = 1_000_000.0
 
 
 def about(number: int = 0, **changed: Any) -> dict[str, Any]:
-    """Returns an entry as a reader writes it."""
+    """Returns the entry of a parked batch in the form that a reader writes."""
     entry = {
         "batch_id": f"recordings-0-{number}-{number + 1}",
         "batch": f"recordings-0-{number}-{number + 1}:abc",

@@ -40,7 +40,7 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
-    """If rows are written again in other groups, one copy of each row remains."""
+    """If rows are written again but grouped differently, one copy of each row remains."""
     rows = [row(1), row(2), row(1, project=12)]
 
     sink.write(rows, "first", 5.0)

@@ -143,7 +143,7 @@ def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
     ],
 )
 def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: str, tried: bool) -> None:
-    """Only a table that must refuse the probe rows is probed; any other table would store them."""
+    """A table is probed only if it is certain to refuse the probe rows; any other table would store them."""
     facts = clickhouse.TableFacts(engine, key, {})
 
     assert clickhouse.is_dry_run_safe("replays", facts) is tried

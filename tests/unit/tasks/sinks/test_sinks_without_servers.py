@@ -104,7 +104,9 @@ def test_poison_rows_are_always_refused() -> None:
 
 
 def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
-    """A BigQuery body assembled from row bytes is valid JSON, even if rows are views and ids contain quotes."""
+    """A BigQuery body assembled from row bytes is valid JSON, even if rows are memoryviews and ids contain
+    quotes.
+    """
     items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 
     body = json.loads(body_of(items, [0, 1]))

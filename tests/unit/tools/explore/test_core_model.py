@@ -19,8 +19,8 @@ from tools.explore.search import Result, Search
 # These tests take several seconds even on an idle machine.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, with the smallest world that reveals it (expiry: messages expire) and a part of its error
-# message.
+# Each line lists a planted bug, the smallest world that reveals it (messages per partition; with `expiry`,
+# messages may expire), the maximum number of faults, and part of the reported violation.
 FOUND = (
     ("commits an offset that is one too high", "2", 0, "it commits 2, but"),
     ("settles a batch when its blobs are durable", "1", 0, "which is not durable"),
@@ -110,8 +110,8 @@ def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The result is printed with the size of the world and the time; no progress is printed, because the output is
-    not a terminal.
+    """The description of the world and the number of explored states are printed. No progress is printed, because
+    the output is not a terminal.
     """
     assert main(["--world", "1", "--faults", "0"]) == 0
 
@@ -124,14 +124,14 @@ def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("text", ["0", "5", "2+5", "1+1+1", "two"])
 def test_an_unsupported_world_is_refused(text: str) -> None:
-    """A world with more than four messages per partition is refused."""
+    """The command refuses an invalid name of a world, such as one with more than four messages per partition."""
     with pytest.raises(SystemExit):
         main(["--world", text])
 
 
 def test_an_unclassified_float_stops_the_explorer() -> None:
-    """The explorer stops at an unclassified float, because a new time in the core would make every state look
-    new.
+    """The explorer fails on a float attribute that is not classified, because an absolute time would make every
+    state look new.
     """
     pipeline = Pipeline(LIMITS)
     pipeline.looked_at = 3.0  # type: ignore[attr-defined]

@@ -8,10 +8,10 @@ from tools.image.pip import configuration, mounts
 
 
 def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
-    """The settings of configuration files and of environment variables, which take precedence, are merged into one
-    file.
+    """pip's settings from configuration files and from environment variables are merged into one file; environment
+    variables take precedence.
 
-    Existing files and folders that the settings name are mounted at the same path.
+    Existing files and folders that the settings name are mounted at the same paths.
     """
     wheels = tmp_path / "wheels"
     wheels.mkdir()

@@ -30,7 +30,9 @@ def commit(partition: int, offset: int, second: int, *, refused: bool = False) -
 
 
 def test_a_batch_is_parked_once_until_its_end_is_committed():
-    """A batch that is parked twice counts once, from when it is first parked until its end is committed."""
+    """A batch that is parked twice counts once, from when it is first parked until its end offset or a later
+    offset is committed.
+    """
     lines = [park("a-topic-0-10-20", 7), park("a-topic-0-10-20", 3, "first")]
     commits = [commit(0, 19, 8), commit(1, 20, 9), commit(0, 25, 10, refused=True), commit(0, 30, 12)]
 

@@ -13,7 +13,7 @@ from tools.spec import spin
 LINES_MAX = 200
 needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
 
-# Maps the name of each planted bug to the text that the bug replaces in the specification, and the replacement.
+# Maps the name of each planted bug to two texts: the text to replace in the specification, and its replacement.
 # Each bug removes one rule.
 PLANTED = {
     "commits unsettled ranges": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
