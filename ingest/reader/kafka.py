@@ -383,7 +383,7 @@ class KafkaSource:
         recorded = next((decode(0, position.text).topic_id for position in found if position.text), "")
         now_read = topic.id or recorded or self.topic_id
         if self.topic_id and now_read != self.topic_id and self._epochs:
-            self._must_rejoin.set()  # because the group watch cannot detect partitions of the former topic
+            self._must_rejoin.set()  # because `GroupWatch` cannot detect that other partitions use the old topic
         self.topic_id = now_read
         self._log_replaced(found)
         given, starts = [], []
