@@ -68,7 +68,7 @@ class AcceptsAll(BaseHTTPRequestHandler):
 
 
 class AcceptsAppends:
-    """A gRPC service BigQueryWrite that acknowledges each append at its offset without storing rows."""
+    """A BigQueryWrite gRPC service that acknowledges each append with its offset but stores no rows."""
 
     def service(self, details: Any) -> Any:
         """Returns the handler of a gRPC method."""

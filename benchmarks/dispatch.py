@@ -59,7 +59,9 @@ def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
 def measure(
     settings: Settings, redis_pid: int, segments: Sequence[Segment], size: int, batches: int
 ) -> dict[str, Any]:
-    """Encodes, stages, starts and discards `batches` batches, with both stages of each."""
+    """Encodes, stages, starts and discards `batches` batches of `size` segments. Starts one chord for each of the
+    two stages of a batch. Returns the CPU time, in microseconds, and the rates.
+    """
     app = chord.publisher(settings)
     staging = Staging(connect(settings), settings)
     encoder = Encoder(settings.sinks, settings.blobs_per_task, "benchmark")
@@ -119,7 +121,7 @@ def _add(spent: dict[str, float], step: str, since: float) -> float:
 
 
 def _longest(client: Any) -> int:
-    """Returns the length of the longest entry in the Redis lists, which are the queues to workers."""
+    """Returns the size, in bytes, of the largest message in the workers' queues, which are Redis lists."""
     sizes = [
         len(entry)
         for key in client.scan_iter(count=1000)

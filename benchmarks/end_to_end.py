@@ -1,4 +1,4 @@
-"""Measures whole systems from Kafka to durable objects: ours and peers, one after another on the same cores.
+"""Measures our system and comparable ones from Kafka to durable objects, one at a time on the same cores.
 
     python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--rounds 3]
         [--profiles default,small] [--matrix] [--redis PROGRAM] [--json FILE]
@@ -135,7 +135,7 @@ def one_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def variant(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Parses NAME=VALUE,... and returns the text and the variables. Raises ArgumentTypeError."""
+    """Parses NAME=VALUE,... and returns the given text and the (name, value) pairs. Raises ArgumentTypeError."""
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(name.isidentifier() and separator for name, separator, _ in pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE,...")
@@ -162,7 +162,7 @@ def main() -> None:
         type=counts,
         default={},
         metavar="SYSTEM=SEGMENTS,...",
-        help="numbers of segments for slow systems",
+        help="segment counts for slow systems, instead of --segments",
     )
     parser.add_argument("--workload", type=int, default=WORKLOAD_SEGMENTS, help="distinct segments")
     parser.add_argument("--latency-ms", type=float, default=20.0)

@@ -4,10 +4,10 @@
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
 One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults.
-After a number of committed messages, the proxy for Cloud Storage switches its fault on or off. Noise on the
-machine therefore affects both kinds of interval, and neither includes start-up or shutdown. If a retry is
-postponed into a later interval, the later interval becomes longer. The duration of an interval is the time between
-two commits.
+After every `--turn-messages` committed messages, the proxy in front of Cloud Storage switches its fault on or off.
+Noise on the machine therefore affects both kinds of interval, and neither includes start-up or shutdown. If a
+retry is postponed into a later interval, the later interval becomes longer. The duration of an interval is the
+time between two commits.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def main() -> int:
 def drain(
     settings: Any, produced: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int
 ) -> Iterator[Interval]:
-    """Runs intervals until everything is committed: an unreported warm-up, then alternately without and with
-    faults."""
+    """Yields intervals of at least `turn_messages` committed messages, alternately without and with faults, until
+    everything is committed. The warm-up before the first interval is not yielded.
+    """
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in produced.ends]
     warm = faulty = False

@@ -1,4 +1,4 @@
-"""The store of benchmarks: an HTTP server that responds to the requests of all sinks after a given latency.
+"""An HTTP server that replaces the stores in benchmarks, and responds to each request after a given latency.
 
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
@@ -7,9 +7,10 @@ interface (inserts, and the requests that the official client sends when it conn
 server stores names, generations and sizes, but no content. It is one asyncio process without threads, and uses
 about 0.1 ms of CPU per upload.
 
-A script is a list of rules for failures, tried in order. A rule has `sink` (gcs, clickhouse, bigquery), `every`
-(each n-th request of that sink) or `first` and `last` (positions, from 1), `status` (default 503) and
-`retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without a response.
+A script is a list of rules for failures, tried in order. A rule has `sink` (gcs, clickhouse, bigquery), either
+`every` (n: every n-th request to that sink) or `first` and `last` (positions of requests, from 1), `status`
+(default 503) and `retry_after_seconds`. With `drop`, the write is performed, but the connection is closed without
+a response.
 
 GET /_seen returns counts and bytes by sink; with ?objects=1, it also returns the arrival time of each object (Unix
 seconds). PUT /_script replaces the script, and PUT /_latency sets the latency, in ms. POST /_reset deletes

@@ -8,8 +8,8 @@ Both need PEER_REDIS (the URL of Redis), PEER_ENDPOINT (the URL of the store) an
 A loop around confluent-kafka's Consumer publishes each value as one task. A prefork worker with `acks_late` parses
 it with the typed parser of P1 and uploads one object with google-cloud-storage, one upload at a time per process.
 The task then sets its offset's bit in a Redis bitmap; each partition has its own bitmap. The loop reads the
-bitmaps every half second, or more often while 1000 tasks are in flight, and commits the offsets up to the first
-missing bit at most every half second.
+bitmaps every half second, or more often while the maximum of 1000 tasks is in flight. At most every half second,
+it commits the offsets up to the first missing bit.
 
 P5 stores each message at least once, because an offset is committed only after all messages before it are stored.
 When a killed loop is restarted, it reads the uncommitted messages again; the tasks of a killed worker are
@@ -187,7 +187,7 @@ class Loop:
 
 
 def main() -> None:
-    """Command line of the loop. Runs until SIGTERM."""
+    """Command line. Runs the loop until SIGTERM."""
     arguments = peer_parser(__doc__ or "").parse_args()
     ending = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ending.set())

@@ -1,4 +1,4 @@
-"""Peer parsers for comparison, built from public packages. They extract the same facts from the same messages.
+"""Parsers built from public packages, for comparison with ours: they extract the same facts from a message.
 
 `P1 typed` has the design that consumers of this topic use in production: msgpack into a dict, the topic's JSON
 schema checked by code that fastjsonschema compiles, zlib, and a msgspec tagged union for the events. If an event
@@ -136,7 +136,7 @@ _decode_union = msgspec.json.Decoder(list[_union]).decode
 
 
 def open_message(value: bytes) -> tuple[dict[str, Any], int, bytes, bytes]:
-    """Returns (message, segment_id, body, raw). Raises the exceptions of the libraries."""
+    """Returns (message, segment_id, body, raw). Exceptions from the libraries propagate."""
     message = msgpack.unpackb(value)
     _validate(message)
     head, body = message["payload"].split(b"\n", 1)

@@ -158,8 +158,8 @@ class Watch:
         return self.samples[-1][1] if self.samples else 0
 
     def ended(self, child: Child, positions: Mapping[int, int]) -> None:
-        """Records the end of a reader that did not report its last figures. `positions`: the offsets at which the
-        reader stopped reading its partitions.
+        """Records that a reader ended without reporting its final figures. `positions`: by partition, the offset
+        at which the reader stopped reading.
         """
         name = next(name for name, (other, _) in self._readers.items() if other is child)
         del self._readers[name]

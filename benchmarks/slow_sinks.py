@@ -1,4 +1,4 @@
-"""Compares the throughput with slow sinks to a prediction that is based on the amount of work in flight.
+"""Measures the throughput with slow sinks and compares it with a prediction from the amount of work in flight.
 
     python -m benchmarks.slow_sinks [--latencies-ms 100,500] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Checks that memory use and cost per segment stay constant at full load, or through a long backlog.
+"""Checks that memory use and cost per segment stay constant at full load or while a long backlog is processed.
 
     python -m benchmarks.soak [--minutes 10] [--redis PROGRAM] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]
@@ -78,7 +78,7 @@ def report(result: Result, path: str | None) -> None:
 
 
 def show_redis(result: Result, step: int) -> None:
-    """Prints the memory of Redis over time, and its keys by kind when the run ended."""
+    """Prints the memory use of Redis over time, and its keys by kind at the end of the run."""
     rows = [
         [
             f"{sample['seconds']:.0f}",

@@ -4,7 +4,7 @@
 
 The three methods take turns to write the same objects, 64 per call, to the same server
 (benchmarks/latency_server.py). This process runs on one core and the server on another. CPU is the CPU time of
-this process in the round with the lowest value.
+this process per object, in the round in which it was lowest.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Load(threading.Thread):
 
     Without a rate, all are produced at once. With a rate, the first `primer` segments are produced at once, and
     the others at that rate once `go` is set, so that the topic contains no backlog that built up while the system
-    was starting. `sent_at` contains the time of each produced segment, in Unix seconds.
+    was starting. `sent_at` contains the time at which each segment was produced, in Unix seconds.
     """
 
     def __init__(self, settings: Settings, shape: Shape, workload: Workload) -> None:

@@ -134,8 +134,8 @@ def commands_page() -> Iterator[str]:
     """Yields the sections of docs/commands.md."""
     yield "# Commands"
     yield (
-        "Every command reads the same settings (docs/settings.md). Exit codes: 0 for success; 1 for "
-        "a failure, which the last line explains; 2 for wrong usage or settings; 3 if the reader halted."
+        "Every command reads the same settings (docs/settings.md). Exit codes: 0 for success; 1 for a "
+        "failure, which the last line explains; 2 for incorrect usage or invalid settings; 3 if the reader halted."
     )
     yield from _command("replays-ingest", command_line)
 

@@ -1,6 +1,7 @@
 """The entry point of `replays-ingest`: runs the reader, or the module of the given command.
 
-Exit codes: 0 success; 1 failure, explained by the last line; 2 wrong usage or settings; 3 the reader halted.
+Exit codes: 0 success; 1 failure, explained by the last line; 2 incorrect usage or invalid settings; 3 the reader
+halted.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class DurationType(click.ParamType[float]):
 since_option = click.option(
     "--since", type=TimeType(), help="Start of the window: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC."
 )
-until_option = click.option("--until", type=TimeType(), help="End of the window, same formats.")
+until_option = click.option("--until", type=TimeType(), help="End of the window, in the same formats as --since.")
 
 
 def scope_options(command: F) -> F:

@@ -227,7 +227,7 @@ def bad_row_is_named(target: Target) -> None:
 
 
 def bad_row_stops_the_request(target: Target) -> None:
-    """Without skipInvalidRows, nothing is stored, and the good rows are reported as stopped.
+    """Without skipInvalidRows, nothing is stored, and the valid rows are reported as stopped.
 
     Page: Method: tabledata.insertAll; Use the legacy streaming API.
     """

@@ -250,7 +250,7 @@ class Target:
         return request
 
     def append(self, connection: Connection, stream: str, offset: int | None, *numbers: int) -> Appended:
-        """Appends good rows. Returns the response; an error of the call itself is returned in the same form."""
+        """Appends valid rows. Returns the response; an error of the call itself is returned in the same form."""
         descriptor = None if connection.schema else self.descriptor
         connection.schema = self.encoder.schema
         return self.send(connection, self.append_request(stream, offset, self.encoded(*numbers), descriptor))
@@ -308,7 +308,7 @@ class Appended:
 
     def expect_stored(self, offset: int) -> Appended:
         """Raises Mismatch unless the rows are stored at the offset."""
-        expect(not self.status, f"a good append is refused with {self.status}")
+        expect(not self.status, f"a valid append is refused with {self.status}")
         expect(self.offset == offset, f"the result names offset {self.offset}, not {offset}")
         return self
 
