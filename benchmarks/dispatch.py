@@ -2,7 +2,7 @@
 
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 
-The reader's code stages parsed segments and starts their chords on a real Redis, without consumers. Prints the CPU
+The reader's code stages parsed segments and starts their chords on a real Redis, with no worker. Prints the CPU
 time of the publishing process and of Redis per batch and per segment, chords per second, and the size of the
 longest queue entry.
 """

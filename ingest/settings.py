@@ -170,7 +170,7 @@ class Settings(FleetSettings):
         gt=0,
         le=600,
         description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short: after "
-        "Redis becomes available again, it can take this long until ingestion resumes.",
+        "Redis becomes available again, ingestion may take this long to resume.",
     )
 
     # Commits, and the batch boundaries (the cut record) that Kafka stores with them

@@ -72,8 +72,9 @@ def _causes() -> Iterator[str]:
         stored and deleted. An added column or a constraint that no row satisfies therefore parks the batch, and a
         bad row becomes a dead letter even if it is alone in its batch. If a refusal names no row, the batch is
         bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses at least {REFUSED_MIN}
-        items, and these are more than {REFUSED_SHARE:.0%} of a task's items (or all of a sample of them), the
-        problem is assumed to affect all items, and the batch is parked."""
+        items of a task, and these are either more than {REFUSED_SHARE:.0%} of the task's items or all items sent
+        so far, including a sample of the rest, the problem is assumed to affect all items, and the batch is
+        parked."""
     )
 
 
@@ -91,12 +92,12 @@ def _google() -> Iterator[str]:
     yield "## Cloud Storage and BigQuery"
     yield _text(
         """Google's JSON errors are classified by reason, then by status as above, with two exceptions. Status 400
-        is classified as `batch` (`row` for a single object or row), or as `size` if its text says so. After a 403
-        or 412 for an upload, the stored object is compared: an equal object counts as a success, and a different
-        object that is protected by a retention policy or hold is classified as `row`. A packed object never
-        becomes a dead letter, because the letter could not name its recordings; its batch is parked instead. A row
-        that BigQuery refuses with `no such field` is classified as `table`. Rows refused as `stopped` are written
-        again, without the rows that caused the refusal."""
+        is classified as `batch` (`row` for a single object or row), or as `size` if the response text says that
+        the request is too large. After a 403 or 412 for an upload, the stored object is compared: an equal object
+        counts as a success, and a different object that is protected by a retention policy or hold is classified
+        as `row`. A packed object never becomes a dead letter, because the letter could not name its recordings;
+        its batch is parked instead. A row that BigQuery refuses with `no such field` is classified as `table`.
+        Rows refused as `stopped` are written again, without the rows that caused the refusal."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_BY_REASON.items()}, "reasons")
     yield _text(

@@ -12,7 +12,10 @@ from tasks.connection import refuse_unsupported
 
 
 def reader(loaded: Settings) -> int:
-    """Consumes until SIGTERM. Returns the exit code. Raises RedisRefused, which click prints with exit code 2."""
+    """Consumes until SIGTERM. Returns the exit code.
+
+    Raises RedisRefused; click prints this error and exits with code 2.
+    """
     from ingest.observe.health import HTTP_SETTING
     from ingest.reader import process
     from tasks.observe.probe_server import ensure_probes_can_listen

@@ -92,7 +92,7 @@ class MessageParsed:
 
 @dataclass(frozen=True, slots=True)
 class MessageDeferred:
-    """One message is being parsed outside the loop. Its partition waits until its MessageParsed arrives.
+    """One message is being parsed outside the loop. The partition waits for the MessageParsed of this message.
 
     `size_bytes`: memory that the message uses until it is parsed.
     """

@@ -5,8 +5,8 @@ The guarantee
 
 Why the guarantee holds
     1. `take` is called for every range of messages that the reader keeps, in order, without gaps: a range starts
-       where the previous range stopped, or later if the log itself has a gap (compaction, transactions) without
-       messages.
+       where the previous range stopped, or later if the log holds no messages at the offsets in between
+       (compaction, transactions).
     2. `settle` is called for a range only after the last chord of its batch has verified the done mark of every
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
     3. `committable` is the end of the longest run of settled ranges from the front. A settled range behind an

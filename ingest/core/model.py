@@ -1,6 +1,6 @@
 """Data types of the core: messages, parsed outcomes and batches.
 
-Bulk data (one object per message or row) are msgspec structs, created in C and not tracked by the garbage
+Objects created for every message or row are msgspec structs, which are created in C and not tracked by the garbage
 collector; small values in events and commands are frozen dataclasses. The types of objects that are passed to
 workers (`Blob`, `Row`, `Metric`, `Stage`) are defined in `tasks.wire`; the parser creates these objects directly,
 so that they need not be converted or copied.
@@ -61,7 +61,7 @@ class OffsetRange:
         return f"[{self.start}, {self.stop})"
 
 
-# Memory overhead per header, in addition to name and value. The framing of a header in Redis is smaller.
+# Memory overhead per header, in addition to name and value. A header staged in Redis has a smaller overhead.
 HEADER_BYTES = 128
 # Overhead of the labels of a dead letter, in addition to the record and the error.
 LETTER_BYTES = 512

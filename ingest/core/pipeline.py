@@ -293,8 +293,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
-        """Stops taking messages. Messages already taken still become durable, and rejects among them become dead
-        letters, so that an operator can inspect the dead letters and a restarted reader makes progress."""
+        """Stops taking messages. Messages taken earlier are still written to the sinks, and the rejects among them
+        become dead letters, which an operator can inspect. A restarted reader continues after these messages."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)

@@ -82,8 +82,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         Kind.COUNTER,
         "seconds",
         "CPU time of the reader's loop per project: parsing and adding each message to its batch. Excludes parser "
-        "processes and the child process for large messages. Series: the projects with the most recent CPU time "
-        "(REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
+        "processes and the child process for large messages. Series: the projects that recently used the most "
+        "CPU time (at most REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
         ("project",),
     ),
     Definition(
@@ -259,7 +259,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "halted",
         Kind.GAUGE,
         "0 or 1",
-        "1 if the reader has halted because of too many rejects, which requires an operator.",
+        "1 if the reader has halted because of too many rejects; an operator must restart it.",
         across_processes=MultiprocessMode.LIVE_MAX,
     ),
     Definition(
@@ -321,7 +321,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "poll_gap_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time between two consumer polls. At max.poll.interval.ms the group evicts this reader.",
+        "Time between two consumer polls. If it reaches max.poll.interval.ms, this reader loses its partitions.",
     ),
     Definition(
         _R + "loop_turned_seconds",
@@ -374,7 +374,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "queue_consumers",
         Kind.GAUGE,
         "workers",
-        "Workers that consume a queue, by recent heartbeats. At 0, the queue's tasks wait.",
+        "Number of workers that consume the queue, according to recent heartbeats. If it is 0, the queue's tasks "
+        "wait.",
         ("queue",),
     ),
     Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue.", ("queue",)),

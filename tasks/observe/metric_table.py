@@ -48,7 +48,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "retries",
         Kind.COUNTER,
         "runs",
-        "Runs that ended with Celery's retry (backoff with full jitter).",
+        "Runs that ended with a Celery retry (backoff with full jitter).",
         ("sink",),
     ),
     Definition(

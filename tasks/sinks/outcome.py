@@ -25,7 +25,7 @@ class Action(Enum):
 
     RETRY = "the task retries the write, with backoff"
     PARK = "the batch is parked until an operator acts; no item becomes a dead letter"
-    SPLIT = "the items are halved and written in parts; a single item that fails becomes a dead letter"
+    SPLIT = "the group of items is halved and written in parts; an item that fails alone becomes a dead letter"
     DEAD_LETTER = "this item becomes a dead letter, if the table is healthy"
 
 

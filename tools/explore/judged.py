@@ -99,7 +99,7 @@ JUDGED = (
     Judged(
         "drops the batches in flight when messages expire",
         SAFETY,
-        "commits past messages that only this reader still has",
+        "commits an offset past messages that only this reader still has",
     ),
     Judged("stops without flushing the open batch", WORK, "the next owner reads those messages again"),
     Judged("never halts, whatever the number of rejects", POLICY, "every reject becomes a dead letter"),
@@ -171,7 +171,7 @@ JUDGED = (
     Judged(
         "commits the end of the log although earlier messages have not been processed yet",
         SAFETY,
-        "commits past messages that have not been processed yet",
+        "commits an offset past messages that have not been processed yet",
     ),
     Judged(
         "cuts a part of a planned range at shutdown",

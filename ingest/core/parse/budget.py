@@ -1,4 +1,4 @@
-"""The work budget of one recording, in units. Decompressing and scanning the recording is not charged.
+"""The work budget of one recording, in units. It does not cover decompressing and scanning the recording.
 
 A unit is about one microsecond of work on a fast core, and up to four on a slow, shared core. All work beyond the
 single pass of the JSON decoder is charged to the budget in advance, at its maximum cost: bytes read again, values
@@ -14,8 +14,8 @@ from ingest.core.parse.rules import ParseRules
 UNITS_BASE = 4_000.0
 # The fact limit is a setting; raising it raises the budget.
 UNITS_PER_FACT = 4.0
-# Number of scanned bytes that earn one unit. A byte thus earns 1 to 5 nanoseconds of work, and decompressing and
-# scanning it takes 1 to 3 nanoseconds.
+# Number of scanned bytes that add one unit to the budget. Each byte thus adds 1 to 5 nanoseconds of work;
+# decompressing and scanning the byte takes 1 to 3 nanoseconds.
 BYTES_PER_UNIT = 800
 
 

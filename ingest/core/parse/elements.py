@@ -85,8 +85,8 @@ def _ends(
 
 
 def _block(raw: bytes | bytearray, start: int) -> bytes:
-    """Returns the next block, with escaped quotes and backslashes replaced. A block does not end within an
-    escape."""
+    """Returns the next block, with each escaped quote or backslash replaced by `__`. A block does not end
+    within an escape."""
     text = bytes(raw[start : start + BLOCK_BYTES])
     if (len(text) - len(text.rstrip(b"\\"))) & 1:
         text += raw[start + len(text) : start + len(text) + 1]

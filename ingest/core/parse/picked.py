@@ -122,7 +122,7 @@ def number_of(raw: msgspec.Raw) -> float | None:
 
 
 def text_of(raw: msgspec.Raw) -> str | None:
-    """Returns a string of at most SHORT_MAX characters; None for anything else."""
+    """Decodes a string, truncated to SHORT_MAX characters. Returns None for any other JSON value."""
     view = memoryview(raw)
     if view[0] != _QUOTE:
         return None
@@ -142,7 +142,7 @@ def _short(raw: msgspec.Raw) -> str | None:
 
 
 def _element(raw: msgspec.Raw) -> Any:
-    """Returns a string, or a pair of strings; None for anything else."""
+    """Decodes a string, or a pair of strings as a list. Returns None for any other JSON value."""
     if memoryview(raw)[0] != _BRACKET:
         return text_of(raw)
     try:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 PIECE_BYTES = 1024 * 1024
-# Recordings up to this size are one piece: decoding them needs little memory.
+# Recordings up to this size are decoded as one piece, because that needs little memory.
 WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
 # A piece that ends inside an event is retried with a larger size, by this factor each time, and finally with the
 # rest of the recording.
