@@ -3,7 +3,7 @@
     python -m benchmarks.slow_sinks [--latencies-ms 100,500] [--json FILE]
 
 The formula is in benchmarks/slow_sinks_model.py. First, the rate with a latency of 1 ms is measured for each
-setting, as an upper bound. The table then has the predicted and the measured rate for the default settings with
+setting, as an upper bound. The table then shows the predicted and the measured rate for the default settings with
 one worker process and for raised settings. In both, batches have up to 256 messages and are cut only when they are
 full, so that a short run has many equal batches. Rates are computed from the uploads that the store receives,
 because commits advance by whole batches. The limits on batches and bytes in flight are computed and printed, but
