@@ -46,7 +46,7 @@ INSERT_ALL, STORAGE = "insert_all", "storage"
 _Appended = types.AppendRowsResponse.pb()
 
 
-class AcceptsAll(BaseHTTPRequestHandler):
+class AcceptAllHandler(BaseHTTPRequestHandler):
     """An HTTP server that accepts insertAll requests without storing rows."""
 
     protocol_version = "HTTP/1.1"
@@ -67,7 +67,7 @@ class AcceptsAll(BaseHTTPRequestHandler):
         """Does not log requests."""
 
 
-class AcceptsAppends:
+class AppendHandler:
     """A BigQueryWrite gRPC service that acknowledges each append with its offset but stores no rows."""
 
     def service(self, details: Any) -> Any:
@@ -91,10 +91,10 @@ def serve(http_port: int, grpc_port: int) -> None:
     """Runs both servers until the process is killed."""
     limits = [("grpc.max_receive_message_length", 32 * MiB)]
     server = grpc.server(ThreadPoolExecutor(4), options=limits)
-    server.add_generic_rpc_handlers((AcceptsAppends(),))
+    server.add_generic_rpc_handlers((AppendHandler(),))
     server.add_insecure_port(f"{HOST}:{grpc_port}")
     server.start()
-    ThreadingHTTPServer((HOST, http_port), AcceptsAll).serve_forever()
+    ThreadingHTTPServer((HOST, http_port), AcceptAllHandler).serve_forever()
 
 
 class Attributes(msgspec.Struct, gc=False):

@@ -28,15 +28,15 @@ _URL_PASSWORD = re.compile(
     rf"(?P<start>{_SCHEME}[^\s:/@\"'<>]{{0,200}}):(?P<password>[^\s\"'<>]{{1,500}})@", re.IGNORECASE
 )
 _URL_TOKEN = re.compile(rf"(?P<start>{_SCHEME})(?P<token>[^\s:/?#@\"'<>*]{{1,500}})@", re.IGNORECASE)
-_ASSIGNED = re.compile(
+_ASSIGNED_SECRET = re.compile(
     r"(?P<start>(?:password|passwd|api_?key|access_token|secret)[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s\"',;&]+)",
     re.IGNORECASE,
 )
-_IN_QUERY = re.compile(
+_QUERY_SECRET = re.compile(
     r"(?P<start>[?&](?:[\w.-]{0,40}token|[\w.-]{0,40}signature|sig|key|pwd|auth)=)(?P<value>[^\s\"'&#]+)",
     re.IGNORECASE,
 )
-_AUTHORIZED = re.compile(
+_AUTHORIZATION_SECRET = re.compile(
     r"(?P<start>authorization[\"']?\s*[=:]\s*[\"']?(?:(?:basic|bearer)\s+)?)(?P<value>[^\s\"',;&]+)", re.IGNORECASE
 )
 
@@ -71,6 +71,6 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
         text = text.replace(value, HIDDEN)
     text = _URL_PASSWORD.sub(rf"\g<start>:{HIDDEN}@", text)
     text = _URL_TOKEN.sub(rf"\g<start>{HIDDEN}@", text)
-    for shape in (_ASSIGNED, _IN_QUERY, _AUTHORIZED):
+    for shape in (_ASSIGNED_SECRET, _QUERY_SECRET, _AUTHORIZATION_SECRET):
         text = shape.sub(rf"\g<start>{HIDDEN}", text)
     return text

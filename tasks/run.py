@@ -215,4 +215,4 @@ def _write_dead_letters(
     )
     token = f"{batch}:refused:{sink}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(progress.refused))}"
     worker.sink(SinkName.DEAD_LETTER).write(letters, token, worker.settings.sink_timeout_seconds)
-    metrics.observe_refused(sink, len(letters))
+    metrics.observe_refused_items(sink, len(letters))

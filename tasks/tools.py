@@ -26,8 +26,8 @@ class WorkerContext:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         patient = connect(settings, retries=REDIS_RETRIES)
-        self.staging = Staging(patient, settings, metrics.observe_unverified)
-        self.coordination = Coordination(patient, settings, metrics.observe_unverified)
+        self.staging = Staging(patient, settings, metrics.observe_unverified_entry)
+        self.coordination = Coordination(patient, settings, metrics.observe_unverified_entry)
         self.breaker = Breaker(connect(settings, retries=0), settings)
         self._sinks: dict[SinkName, Sink[Any]] = {}
 

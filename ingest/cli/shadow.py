@@ -76,7 +76,7 @@ def shadow(
                 scope,
                 per_second_max=rate,
                 differences_max=limit,
-                another_round=None if follow is None else another_round_after(follow),
+                another_round=None if follow is None else round_timer(follow),
                 progress=lambda messages: bar.update(task, completed=messages),
             )
         except ReconcileFailed as error:
@@ -90,7 +90,7 @@ def shadow(
     sys.exit(0 if found.ok else EXIT_DIFFERENT)
 
 
-def another_round_after(seconds: float) -> Callable[[], bool]:
+def round_timer(seconds: float) -> Callable[[], bool]:
     """Waits between two rounds of a comparison with --follow, but not beyond its time limit."""
     ends_at = time.monotonic() + seconds
     is_over = False

@@ -64,7 +64,7 @@ class OffsetRange:
 # Memory overhead per header, in addition to name and value. A header staged in Redis has a smaller overhead.
 HEADER_BYTES = 128
 # Overhead of the labels of a dead letter, in addition to the record and the error.
-LETTER_BYTES = 512
+DEAD_LETTER_BYTES = 512
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -191,7 +191,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     def size_bytes(self) -> int:
         """Staged bytes: the whole record, its error and labels."""
         record_bytes = len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
-        return record_bytes + 4 * len(self.error) + LETTER_BYTES
+        return record_bytes + 4 * len(self.error) + DEAD_LETTER_BYTES
 
 
 class DropReason(StrEnum):

@@ -176,7 +176,7 @@ class Partition:
         record = Record(known.topic_id, known.partitions, self._starts(offset, stopping=stopping), stops)
         command = self.commits.send(self.epoch, offset, record, taken_until, now)
         if command is None:
-            self.unblock_recorded()  # the previous owner recorded exactly these ends
+            self.unblock_recorded_batches()  # the previous owner recorded exactly these ends
         return command
 
     def _starts(self, offset: int, *, stopping: bool) -> int:
@@ -186,7 +186,7 @@ class Partition:
         orderly = stopping or self.release_by is not None
         return self.failed_starts if orderly else self.record.starts
 
-    def unblock_recorded(self) -> None:
+    def unblock_recorded_batches(self) -> None:
         """Unblocks batches whose ends are in the record that was stored."""
         for flight in self.flights.values():
             if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= self.commits.recorded_until:

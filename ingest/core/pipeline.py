@@ -388,7 +388,7 @@ class Pipeline:
     def _on_committed(self, event: on.Committed, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
         if owned is not None and owned.commits.acknowledge(event):
-            owned.unblock_recorded()
+            owned.unblock_recorded_batches()
             yield from self._progress(now)
 
     def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:

@@ -10,7 +10,7 @@ from tornado import web
 
 from ingest.web.base import TOKEN_HEADER, Handler, State, policy
 from ingest.web.login import LoginMethod, Visitor
-from ingest.web.operator_service import LetterFilter
+from ingest.web.operator_service import DeadLetterFilter
 from ingest.web.pages import STATIC, BrowserHandler
 from tasks.sign_in import WRONG_LOGIN
 
@@ -128,11 +128,11 @@ class BatchHandler(OperatorHandler):
         self.answer({"said": said})
 
 
-class LettersHandler(OperatorHandler):
+class DeadLettersHandler(OperatorHandler):
     """Lists dead letters, and replays selected letters."""
 
     async def get(self) -> None:
-        chosen = LetterFilter(
+        chosen = DeadLetterFilter(
             **{name: self.text(name) for name in ("reason", "sink", "project", "text")},
             include_replayed=self.flag_argument("replayed"),
         )

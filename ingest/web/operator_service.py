@@ -32,9 +32,9 @@ from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.printed import printable, without_secrets
 from tasks.sinks import build
 
-LETTERS_MAX = 200
+DEAD_LETTERS_SHOWN_MAX = 200
 PREVIEW_BYTES = 200
-LETTERS_COUNTED_MAX = 100_000
+DEAD_LETTERS_COUNTED_MAX = 100_000
 REPLAYED_LETTERS_PER_SECOND_MAX = 100.0
 ACTIONS_MAX = 50
 FAULTS_SECONDS_MAX = 3.0
@@ -49,7 +49,7 @@ class Refused(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class LetterFilter:
+class DeadLetterFilter:
     """Selects dead letters; all given fields must match. `text`: part of the error, batch, id or content."""
 
     reason: str = ""
@@ -174,7 +174,7 @@ class OperatorService:
         finally:
             sink.close()
 
-    def dead_letters(self, chosen: LetterFilter) -> dict[str, Any]:
+    def dead_letters(self, chosen: DeadLetterFilter) -> dict[str, Any]:
         """Returns the first matching letters, and the number of letters by reason and sink."""
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
@@ -182,15 +182,17 @@ class OperatorService:
         rules = rules_of(self._settings)
         try:
             erasures = dlq.current_erasures(self._settings)
-            for letter in itertools.islice(dlq.letters(self._settings, chosen.selection), LETTERS_COUNTED_MAX):
+            for letter in itertools.islice(
+                dlq.letters(self._settings, chosen.selection), DEAD_LETTERS_COUNTED_MAX
+            ):
                 counts[letter.reason, letter.sink] += 1
-                if len(shown) >= LETTERS_MAX and not (chosen.project or chosen.text):
+                if len(shown) >= DEAD_LETTERS_SHOWN_MAX and not (chosen.project or chosen.text):
                     matching += 1
                     continue
                 one = _letter(letter, dlq.shown(letter, erasures, rules))
                 if chosen.matches(one):
                     matching += 1
-                    if len(shown) < LETTERS_MAX:
+                    if len(shown) < DEAD_LETTERS_SHOWN_MAX:
                         shown.append(one)
         except dlq.DeadLettersUnavailable as error:
             raise Refused(503, str(error)) from error
@@ -203,8 +205,8 @@ class OperatorService:
 
     def replay_letters(self, ids: Sequence[str], by: str) -> dict[str, Any]:
         """Replays these letters; returns the outcome of each."""
-        if not ids or len(ids) > LETTERS_MAX:
-            raise Refused(400, f"select 1 to {LETTERS_MAX} letters")
+        if not ids or len(ids) > DEAD_LETTERS_SHOWN_MAX:
+            raise Refused(400, f"select 1 to {DEAD_LETTERS_SHOWN_MAX} letters")
         outcomes: list[dict[str, str]] = []
 
         def add_outcome(letter: dlq.Letter, outcome: str) -> None:

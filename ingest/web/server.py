@@ -52,7 +52,7 @@ def application(state: State) -> web.Application:
             (r"/api/operate", operator.OverviewHandler, given),
             (r"/api/operate/trend", operator.TrendHandler, given),
             (r"/api/operate/batches/(retry|abandon)", operator.BatchHandler, given),
-            (r"/api/operate/letters", operator.LettersHandler, given),
+            (r"/api/operate/letters", operator.DeadLettersHandler, given),
         ],
         default_handler_class=NotFoundHandler,
         default_handler_args=given,

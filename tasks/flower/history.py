@@ -23,12 +23,12 @@ from tasks.observe.loops import Loop, LoopEnded
 log = logging.getLogger(__name__)
 EVENT_CHARACTERS_MAX = 16_000
 WAITING_EVENTS_MAX = 50_000
-WRITE_SECONDS = 1.0
+WRITE_INTERVAL_SECONDS = 1.0
 PRUNE_SECONDS = 60.0
 PAGE_BYTES = 4096
 # The rest is reserved for SQLite's index and for pages that a transaction uses. Without it, deleting events could
 # itself fail.
-FULL_SHARE = 0.9
+FULL_FILE_SHARE = 0.9
 PRUNED_SHARE = 0.1
 INSERT_BATCH_SIZE = 100
 SHORTENED = ("traceback", "exception", "args", "kwargs", "result")
@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, uuid TEXT NOT NULL, type TEXT NOT NULL, at REAL NOT NULL, event TEXT NOT NULL,
     UNIQUE (uuid, type, at))
 """
-NEEDED = ("uuid", "hostname", "timestamp", "type")
+REQUIRED_FIELDS = ("uuid", "hostname", "timestamp", "type")
 
 
 class HistoryError(Exception):
@@ -164,9 +164,9 @@ class History:
             raise LoopEnded
 
     def _next(self) -> tuple[list[dict[str, Any]], bool]:
-        """Waits for an event, then collects events for WRITE_SECONDS. True if `stop` was called."""
+        """Waits for an event, then collects events for WRITE_INTERVAL_SECONDS. True if `stop` was called."""
         first = self._waiting.get()
-        events, ends_at = ([] if first is None else [first]), time.monotonic() + WRITE_SECONDS
+        events, ends_at = ([] if first is None else [first]), time.monotonic() + WRITE_INTERVAL_SECONDS
         while first is not None and (left := ends_at - time.monotonic()) > 0:
             try:
                 one = self._waiting.get(timeout=left)
@@ -182,7 +182,7 @@ class History:
             int(file.execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("page_count", "freelist_count", "max_page_count")
         )
-        return (used - free) > FULL_SHARE * most
+        return (used - free) > FULL_FILE_SHARE * most
 
     def _prune(self, file: sqlite3.Connection) -> None:
         """Deletes expired events. While the file is nearly full, also deletes the oldest PRUNED_SHARE of the
@@ -231,7 +231,7 @@ def _task_event(event: Any) -> dict[str, Any]:
     KeyError."""
     if not isinstance(event, dict) or not str(event["type"]).startswith("task-"):
         raise ValueError("not a task event")
-    for name in NEEDED:
+    for name in REQUIRED_FIELDS:
         event[name]
     return event
 

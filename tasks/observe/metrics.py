@@ -93,7 +93,7 @@ def observe_breaker_refusal(sink: SinkName) -> None:
         _Worker.meters.count(WORKER + "breaker_refusals", 1, sink)
 
 
-def observe_refused(sink: SinkName, items: int) -> None:
+def observe_refused_items(sink: SinkName, items: int) -> None:
     """Counts items that became dead letters because the sink refused them."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "items_refused", items, sink)
@@ -105,7 +105,7 @@ def observe_completion(kind: str) -> None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
 
 
-def observe_unverified(purpose: Purpose) -> None:
+def observe_unverified_entry(purpose: Purpose) -> None:
     """Logs and counts a Redis entry that was ignored because it lacks a valid seal."""
     warn(purpose)
     if _Worker.meters is not None:

@@ -176,7 +176,7 @@ MUTANTS = (
     Mutant(
         "waits for the response to a record that it never sent",
         PARTITION,
-        "            self.unblock_recorded()  # the previous",
+        "            self.unblock_recorded_batches()  # the previous",
         "            pass  # the previous",
     ),
     Mutant(

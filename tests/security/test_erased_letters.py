@@ -13,7 +13,7 @@ import pytest
 from ingest.operate.dlq import ERASED
 from ingest.reader.erasures import project_key, replay_key, user_key
 from ingest.testing.messages import recording, replay_event
-from ingest.web.operator_service import LetterFilter, OperatorService
+from ingest.web.operator_service import DeadLetterFilter, OperatorService
 from tasks.kafka.decisions import DecisionWriter
 from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.records import Headers
@@ -71,7 +71,7 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
     service = OperatorService(settings)
 
     done = topics.replay(unverified=True)
-    shown = service.dead_letters(LetterFilter(include_replayed=True))["letters"][: len(written)]
+    shown = service.dead_letters(DeadLetterFilter(include_replayed=True))["letters"][: len(written)]
     listed = command(env, "dlq", "ls", "--json").json["letters"][: len(written)]
     service.close()
 

@@ -54,7 +54,7 @@ CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions in only one way: it shows whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
 # Objects that all partitions share. They are compared as part of the value of the pipeline.
-OWNED_ABOVE = frozenset({"_ledger", "_budget"})
+SHARED_FIELDS = frozenset({"_ledger", "_budget"})
 
 
 class Role(Enum):
@@ -151,7 +151,7 @@ class Canonicalizer:
         plan = self._plans.get(key)
         if plan is None:
             names = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-            left_out = self._left_out if kind is Pipeline else self._left_out | OWNED_ABOVE
+            left_out = self._left_out if kind is Pipeline else self._left_out | SHARED_FIELDS
             read = [name for name in (*names, *sorted(own)) if name not in left_out]
             plan = self._plans[key] = tuple((name, role_of(name)) for name in read)
         return plan

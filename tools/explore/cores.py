@@ -37,7 +37,7 @@ class Decision:
     cut: frozenset[str] = frozenset()
     error: str = ""
 
-    def is_nothing(self, core: int) -> bool:
+    def has_no_effect(self, core: int) -> bool:
         """Returns True if the state is unchanged and there is no command."""
         return not self.error and not self.commands and self.core == core
 

@@ -149,7 +149,7 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, (str, bytes)) else str(value)
 
 
-class Performed(NamedTuple):
+class PerformedEffect(NamedTuple):
     """The result of an effect: the hash after it, the response, and the completion added to a stream, if any."""
 
     staged: Staged
@@ -157,20 +157,20 @@ class Performed(NamedTuple):
     completion: bytes = b""
 
 
-def perform(effect: Effect, staged: Staged) -> Performed:
+def perform(effect: Effect, staged: Staged) -> PerformedEffect:
     """Applies an effect as the server does. Raises KeyError for a script that was not translated."""
     match effect.name:
         case "hmget":
-            return Performed(staged, tuple(staged.value(name) for name in effect.arguments[0]))
+            return PerformedEffect(staged, tuple(staged.value(name) for name in effect.arguments[0]))
         case "script":
             text, keys, arguments = effect.arguments
-            return Performed(*SCRIPTS[digest(text)](staged, keys, arguments))
+            return PerformedEffect(*SCRIPTS[digest(text)](staged, keys, arguments))
         case "pipeline":
             return _pipeline(effect.arguments, staged)
     raise AssertionError(effect)
 
 
-def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
+def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> PerformedEffect:
     completion = b""
     for name, *arguments in commands:
         match name:
@@ -182,7 +182,7 @@ def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
                 staged = staged if completion else staged.expiring()
             case "xadd":
                 completion = arguments[0]
-    return Performed(staged, (), completion)
+    return PerformedEffect(staged, (), completion)
 
 
 def _begin(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:

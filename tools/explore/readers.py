@@ -535,7 +535,7 @@ class Readers:
         flight = self.cores.flight(core, self._batch_id(chord))
         if flight is not None and flight.stage is chord.stage:
             return False
-        return all(self.cores.step(core, report).is_nothing(core) for report in self._reports(core, chord)[:2])
+        return all(self.cores.step(core, report).has_no_effect(core) for report in self._reports(core, chord)[:2])
 
     def _judge(self, reader: Reader, board: Board, command: do.Command, *, by_clock: bool) -> str:
         match command:

@@ -106,7 +106,7 @@ def outlive_session(game: Game) -> None:
         child.resume()
 
 
-def nothing_to_do(game: Game) -> None:
+def do_nothing(game: Game) -> None:
     game.step("nothing, because it happened once")
 
 
@@ -308,7 +308,7 @@ def send_garbage(game: Game) -> None:
     game.load.garbage_share = 0.04
 
 
-def send_one_projects_garbage(game: Game) -> None:
+def send_garbage_of_one_project(game: Game) -> None:
     """Sends as many unparsable messages, all from one project, as valid messages. No reader halts."""
     game.load.garbage_project = GARBAGE_PROJECT + 100  # GARBAGE_PROJECT itself is disabled
     game.load.garbage_share = 1.0
@@ -424,11 +424,11 @@ def execute(game: Game, sql: str) -> None:
 
 
 TWO_READERS = 'count(up{job="replays-reader"} == 1) == 2'
-ALL_ASSIGNED = "sum(replays_reader_partitions_assigned) == 4"
+ALL_PARTITIONS_ASSIGNED = "sum(replays_reader_partitions_assigned) == 4"
 CONSUMING = "sum(rate(replays_reader_messages_consumed_total[5s])) > 0"
-COMPLETING = "sum(rate(replays_worker_completions_total[5s])) > 0"
+COMPLETIONS_ARRIVE = "sum(rate(replays_worker_completions_total[5s])) > 0"
 NOTHING_PARKED = "max(replays_reader_parked_oldest_seconds) == 0"
-ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max_bytes > 0)) < 0.7"
+REDIS_HAS_FREE_MEMORY = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max_bytes > 0)) < 0.7"
 
 
 def closed(sink: str) -> str:
@@ -438,7 +438,7 @@ def closed(sink: str) -> str:
 
 FAULTS = (
     Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader, TWO_READERS),
-    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers, COMPLETING),
+    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers, COMPLETIONS_ARRIVE),
     Fault(
         "a queue without a worker",
         "ReplaysQueueWithoutWorker",
@@ -451,11 +451,17 @@ FAULTS = (
         "a reader outlives its session",
         "ReplaysPartitionsLost",
         outlive_session,
-        nothing_to_do,
-        ALL_ASSIGNED,
+        do_nothing,
+        ALL_PARTITIONS_ASSIGNED,
     ),
-    Fault("Kafka killed", "ReplaysNothingAssigned", kill_kafka, start_kafka, ALL_ASSIGNED),
-    Fault("readers cannot log in to Kafka", "ReplaysNothingAssigned", refuse_login, correct_login, ALL_ASSIGNED),
+    Fault("Kafka killed", "ReplaysNothingAssigned", kill_kafka, start_kafka, ALL_PARTITIONS_ASSIGNED),
+    Fault(
+        "readers cannot log in to Kafka",
+        "ReplaysNothingAssigned",
+        refuse_login,
+        correct_login,
+        ALL_PARTITIONS_ASSIGNED,
+    ),
     Fault("the producers stop", "ReplaysNothingConsumed", stop_producers, start_producers, CONSUMING),
     Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
     Fault(
@@ -465,7 +471,7 @@ FAULTS = (
         promote_redis,
         "min(replays_reader_redis_up) == 1",
     ),
-    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, ROOM_IN_REDIS),
+    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, REDIS_HAS_FREE_MEMORY),
     Fault(
         "one worker cut off from Redis",
         "ReplaysWorkerLostRedis",
@@ -516,7 +522,7 @@ FAULTS = (
     Fault(
         "half of all messages are malformed and from one project",
         "ReplaysProjectShed",
-        send_one_projects_garbage,
+        send_garbage_of_one_project,
         shed_project,
         "max(replays_reader_projects_shed) == 0",
         fix_sdk,

@@ -16,7 +16,7 @@ UINT16_MAX = 2**16 - 1
 KEYS_MAX = 1000
 
 NAME_BYTES_MAX = 256
-LONG_BYTES_MIN = 1024 * 1024
+LONG_VALUE_BYTES_MIN = 1024 * 1024
 
 # The first byte of a msgpack map with more than 15 keys, and the width in bytes of the key count that follows it.
 _LENGTH_BYTES = {0xDE: 2, 0xDF: 4}
@@ -79,7 +79,7 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 def open_envelope(value: bytes) -> Envelope:
     """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
     try:
-        is_usual = len(value) <= LONG_BYTES_MIN and not (value and value[0] in _LENGTH_BYTES)
+        is_usual = len(value) <= LONG_VALUE_BYTES_MIN and not (value and value[0] in _LENGTH_BYTES)
         envelope = _decode(value) if is_usual else _open_long_envelope(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None

@@ -43,7 +43,7 @@ _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
 CHUNK_EVENTS = 64
 # Pieces up to this size are decoded without counting their elements. A list of decoded events takes up to 5 times
 # as much memory as its JSON.
-LONG_BYTES_MIN = 10 * 1024 * 1024
+LONG_RECORDING_BYTES_MIN = 10 * 1024 * 1024
 # A longer piece is decoded into events only if it has at most this many objects (112 bytes of memory each), and
 # into raw values only if it has at most this many commas (72 bytes per value, which may be as short as `0,`).
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
@@ -192,12 +192,12 @@ class Scan:
         return self._found_in(changed, stop)
 
     def _found_in(self, text: bytes | bytearray, stop: int) -> Iterator[tuple[int, Event]]:
-        if len(text) >= LONG_BYTES_MIN:
+        if len(text) >= LONG_RECORDING_BYTES_MIN:
             few = _few_elements(text)
             if few:
                 self._budget.earn(stop)
                 return self._one_by_one(few)
-        if not self._canvas and (len(text) < LONG_BYTES_MIN or text.count(b"{") <= OBJECTS_MAX):
+        if not self._canvas and (len(text) < LONG_RECORDING_BYTES_MIN or text.count(b"{") <= OBJECTS_MAX):
             try:
                 found = _decode_lean(text)
             except _ODD:

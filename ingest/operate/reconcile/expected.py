@@ -29,7 +29,7 @@ from tasks.kafka.decisions import load
 from tasks.refused import name_of
 from tasks.wire import Blob, DeadLetter, Item, Row, SinkName
 
-LETTERS_MAX = 1_000_000
+DEAD_LETTERS_MAX = 1_000_000
 DAY_SECONDS = 86_400
 
 
@@ -41,7 +41,7 @@ class GivenUp:
     None stands for an unknown project and matches every project.
 
     Raises DeadLettersUnavailable if the letters cannot be read, and ReconcileFailed if there are more than
-    LETTERS_MAX letters.
+    DEAD_LETTERS_MAX letters.
     """
 
     def __init__(self, settings: Settings, spans: Iterable[Span]) -> None:
@@ -57,8 +57,8 @@ class GivenUp:
                 self.owners.setdefault((letter.sink, letter.item), set()).add(letter.project_id)
             else:
                 self.messages.add((origin.partition, origin.offset))
-            if len(self.messages) + len(self.owners) > LETTERS_MAX:
-                raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: choose a smaller range")
+            if len(self.messages) + len(self.owners) > DEAD_LETTERS_MAX:
+                raise ReconcileFailed(f"more than {DEAD_LETTERS_MAX} dead letters: choose a smaller range")
 
     def refused(self, sink: str, item: Item, project_id: int | None) -> bool:
         """Returns True if this sink refused this item of this project."""

@@ -13,7 +13,7 @@ from ingest.core import commands as do
 from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.flight import Phase
-from ingest.core.model import LETTER_BYTES, Batch, CutReason, TopicPartition
+from ingest.core.model import DEAD_LETTER_BYTES, Batch, CutReason, TopicPartition
 from ingest.core.ownership import GroupView
 from ingest.testing.simulation.kafka import Broker, Kind, Log
 from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, Reader
@@ -22,7 +22,7 @@ from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.trace import Trace, Violation
 
-MESSAGE_BYTES_MAX = LETTER_BYTES + 50
+MESSAGE_BYTES_MAX = DEAD_LETTER_BYTES + 50
 CUTS_PER_MESSAGE_MAX = 3
 # Longest time that a settled batch may be shown as parked: the length of the lease, plus the longest time for a
 # renewal in flight and for one step between two checks.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ingest.core.limits import Limits
-from ingest.core.model import LETTER_BYTES
+from ingest.core.model import DEAD_LETTER_BYTES
 from ingest.testing.simulation.faults import Fault
 
 SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
@@ -38,10 +38,10 @@ class Shape:
         """Returns the maximum time, in seconds, from the last fault until all messages are durable and
         committed."""
         limits = self.limits
-        staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
+        staged_messages = max(1, limits.staged_bytes_max // DEAD_LETTER_BYTES)
         # Rejected messages are several times as large as segments, and one may fill a batch.
         batch_messages = min(
-            limits.batch_messages_max, 1 + limits.batch_bytes_max // LETTER_BYTES, staged_messages
+            limits.batch_messages_max, 1 + limits.batch_bytes_max // DEAD_LETTER_BYTES, staged_messages
         )
         concurrent_batches = max(
             1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages))

@@ -83,7 +83,7 @@ class RowsToSend(Protocol):
         """Returns the rows at these positions, as a serialized ProtoRows message."""
 
 
-class RowsOfReader:
+class ReaderRows:
     """Rows that the reader encoded. They are sent unchanged, with the columns that the reader named."""
 
     def __init__(self, items: EncodedRows, positions: Positions) -> None:
@@ -122,7 +122,7 @@ class RowsOfReader:
         return self._items.part(wanted).staged.rows
 
 
-class RowsFromJson:
+class JsonRows:
     """Rows that are encoded here from JSON. Rows that do not fit the columns are left out and recorded in
     `outcome`."""
 
@@ -171,8 +171,8 @@ def rows_to_send(
 ) -> RowsToSend:
     """Returns the rows of these items. Rows that cannot be sent are recorded in `outcome`."""
     if not isinstance(items, EncodedRows):
-        return RowsFromJson(encoders, items, positions, outcome)
+        return JsonRows(encoders, items, positions, outcome)
     if items.staged.table in encoders:
-        return RowsOfReader(items, positions)
+        return ReaderRows(items, positions)
     outcome.note(Failure(Blame.TABLE, f"this release writes no table {items.staged.table!r}"), range(len(items)))
-    return RowsFromJson(encoders, (), Positions(()), outcome)
+    return JsonRows(encoders, (), Positions(()), outcome)

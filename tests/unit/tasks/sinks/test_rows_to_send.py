@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tasks.proto_rows import FACT_COLUMNS
 from tasks.sinks.bigquery.append_record import ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder, schema_of
-from tasks.sinks.bigquery.rows_to_send import Positions, RowsOfReader, rows_to_send
+from tasks.sinks.bigquery.rows_to_send import Positions, ReaderRows, rows_to_send
 from tasks.sinks.bigquery.streams import TRACE_ID, request_of
 from tasks.sinks.outcome import Outcome
 from tasks.wire import EncodedRows, Incompatible, Row
@@ -97,7 +97,7 @@ def test_other_bytes_than_the_stated_rows_are_not_sent(rows: bytes) -> None:
     staged = msgspec.structs.replace(encoded(FACTS).staged, rows=rows)
 
     with pytest.raises(Incompatible, match="staged rows of bigquery"):
-        RowsOfReader(EncodedRows(staged), Positions(range(10)))
+        ReaderRows(EncodedRows(staged), Positions(range(10)))
 
 
 def test_rows_in_json_of_several_tables_have_no_common_one() -> None:
