@@ -325,7 +325,7 @@ class Settings(FleetSettings):
         return found
 
     @model_validator(mode="after")
-    def _partitions_are_drained_before_they_move(self) -> Self:
+    def _check_drain_before_rebalance(self) -> Self:
         if self.kafka_group_protocol is GroupProtocol.CLASSIC:
             name, seconds = "kafka_session_timeout_seconds", self.kafka_session_timeout_seconds
         else:
@@ -339,7 +339,7 @@ class Settings(FleetSettings):
         return self
 
     @model_validator(mode="after")
-    def _bounds_fit_together(self) -> Self:
+    def _check_bounds(self) -> Self:
         not_above(self, "retry_backoff_seconds", "retry_backoff_seconds_max")
         not_above(self, "batch_bytes_max", "in_flight_bytes_max")
         if self.flush_deadline_seconds >= self.staged_ttl_seconds:
@@ -351,7 +351,7 @@ class Settings(FleetSettings):
         return self
 
     @model_validator(mode="after")
-    def _kafka_options_fit_the_protocol(self) -> Self:
+    def _check_group_protocol_options(self) -> Self:
         conflicts = sorted(CLASSIC_OPTIONS & self.kafka_options.keys())
         if self.kafka_group_protocol is GroupProtocol.CONSUMER and conflicts:
             raise ValueError(

@@ -192,7 +192,7 @@ class Breaker:
         # If a probe has not reported after this time, another probe is allowed, because the worker of the first
         # may have died, or its call may hang until the timeout although the sink has recovered in the meantime.
         lease_seconds = self._settings.breaker_cool_seconds_max
-        return Part(self._key(sink), (lease_seconds,), partial(self.return_permit, sink))
+        return Part(self._key(sink), (lease_seconds,), partial(self.release_permit, sink))
 
     def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> float:
         """Records the result of a call. `worked`: the sink responded, even if it refused items; otherwise `error`
@@ -221,9 +221,9 @@ class Breaker:
             s.breaker_cool_seconds_max,
             error,
         )
-        return Part(self._key(sink), arguments, partial(self.return_permit, sink))
+        return Part(self._key(sink), arguments, partial(self.release_permit, sink))
 
-    def return_permit(self, sink: SinkName, permit: Permit) -> None:
+    def release_permit(self, sink: SinkName, permit: Permit) -> None:
         """Gives back an unused permit, so that another process can make the probe call."""
         if permit.kind is PermitKind.PROBE:
             with contextlib.suppress(RedisError):  # on failure, the lease expires

@@ -58,16 +58,16 @@ class QoS(redis.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Raises the errors of the connection, including RedisUnavailable."""
-        with self._finished_on_error(delivery_tag):
+        with self._finish_on_error(delivery_tag):
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Like `ack`."""
-        with self._finished_on_error(delivery_tag):
+        with self._finish_on_error(delivery_tag):
             super().reject(delivery_tag, requeue)
 
     @contextmanager
-    def _finished_on_error(self, delivery_tag: str) -> Iterator[None]:
+    def _finish_on_error(self, delivery_tag: str) -> Iterator[None]:
         try:
             yield
         except Exception:

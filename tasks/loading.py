@@ -27,7 +27,7 @@ from tasks.settings import ENV_PREFIX, FILE_VARIABLE, Settings
 from tasks.units import MiB
 
 # Variables with the prefix that are not settings: the file name, and variables of the embedded stack and tests.
-OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
+NON_SETTING_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
 
 
 class SettingsError(click.ClickException):
@@ -167,7 +167,7 @@ def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
     names = {ENV_PREFIX + name.upper() for name in known}
     for variable in sorted(environ):
         name = variable.upper()
-        if name.startswith(ENV_PREFIX) and name not in names and not name.startswith(OTHER_PREFIXES):
+        if name.startswith(ENV_PREFIX) and name not in names and not name.startswith(NON_SETTING_PREFIXES):
             yield f"{variable} is an unknown setting; {_nearest(name, names)}"
     path = environ.get(FILE_VARIABLE)
     if path and not _unreadable(path):

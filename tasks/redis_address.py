@@ -108,14 +108,14 @@ def parse(url: str) -> RedisAddress:
         path, database = unquote(parts[0].path), _socket_database(options)
     else:
         hosts = tuple(_host(scheme, part) for part in parts)
-        database = int(_agreed("database", [part.path.strip("/") for part in parts]) or 0)
+        database = int(_common_value("database", [part.path.strip("/") for part in parts]) or 0)
     return RedisAddress(
         scheme=scheme,
         hosts=hosts,
         path=path,
         database=database,
-        username=unquote(_agreed("user name", [part.username or "" for part in parts])),
-        password=unquote(_agreed("password", [part.password or "" for part in parts])),
+        username=unquote(_common_value("user name", [part.username or "" for part in parts])),
+        password=unquote(_common_value("password", [part.password or "" for part in parts])),
         verification=_one_of("ssl_cert_reqs", options, VERIFICATION, "required"),
         check_hostname=_one_of("ssl_check_hostname", options, BOOLEANS, default=True),
         certificate_file=options.get("ssl_certfile", ""),
@@ -172,13 +172,13 @@ def _refuse_unknown(scheme: Scheme, options: Mapping[str, str]) -> None:
 
 
 def _socket_database(options: Mapping[str, str]) -> int:
-    text = _agreed("database", [options.get(name, "") for name in SOCKET_DATABASE]) or "0"
+    text = _common_value("database", [options.get(name, "") for name in SOCKET_DATABASE]) or "0"
     if not text.isdecimal():
         raise WrongAddress("virtual_host has to be the number of a database")
     return int(text)
 
 
-def _agreed(what: str, values: list[str]) -> str:
+def _common_value(what: str, values: list[str]) -> str:
     """Returns the one value that was given; "" if there is none. Raises WrongAddress if the values differ."""
     distinct = sorted({value for value in values if value})
     if len(distinct) > 1:

@@ -63,7 +63,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
                 return DONE
             permit = started.permit or worker.breaker.request_permit(sink)
             if started.starts > worker.settings.task_starts_max:
-                worker.breaker.return_permit(sink, permit)
+                worker.breaker.release_permit(sink, permit)
                 raise GaveUp(
                     f"{name} of {batch} started {started.starts - 1} times without finishing: it kills its worker"
                 )
@@ -113,7 +113,7 @@ def flush(worker: WorkerContext, batch: str, name: str, started: Run, permit: Pe
         payload = worker.staging.payload(batch, name, started)
         items = decode_items(target, payload)
     except Exception:
-        worker.breaker.return_permit(target, permit)  # the sink was not called, so its state is unknown
+        worker.breaker.release_permit(target, permit)  # the sink was not called, so its state is unknown
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = started.progress or Progress(left=list(range(len(items))))

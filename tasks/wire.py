@@ -209,9 +209,9 @@ class EncodedRows(Sequence[Row]):
         try:
             places = places_of(self.staged.rows)
         except ValueError as error:
-            raise _not_rows(error) from error
+            raise _unreadable_rows(error) from error
         if len(places) != self._count:
-            raise _not_rows(f"{len(places)} rows instead of {self._count}")
+            raise _unreadable_rows(f"{len(places)} rows instead of {self._count}")
         return places
 
     @cached_property
@@ -224,7 +224,7 @@ class EncodedRows(Sequence[Row]):
             row = to_json(self.staged.columns, self.staged.rows[start:stop])
             identity = msgspec.json.decode(row, type=_Identity)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise _not_rows(error) from error
+            raise _unreadable_rows(error) from error
         row_id = fact_id(identity.project_id, identity.row_id)
         return Row(self.staged.table, row_id, row, self._offsets[position])
 
@@ -234,7 +234,7 @@ class _Identity(msgspec.Struct):
     row_id: str
 
 
-def _not_rows(error: object) -> Incompatible:
+def _unreadable_rows(error: object) -> Incompatible:
     return Incompatible(f"the staged rows of bigquery cannot be read: {error}")
 
 
@@ -275,7 +275,7 @@ def _encoded_rows(staged: ProtoRows) -> EncodedRows:
     if any(count < 0 for _, count in staged.counts) or 2 * sum(count for _, count in staged.counts) > len(
         staged.rows
     ):
-        raise _not_rows("their number does not fit their size")
+        raise _unreadable_rows("their number does not fit their size")
     if not are_known(staged.columns):
         raise Incompatible(
             "the staged rows of bigquery have columns that this release cannot describe: upgrade the workers "

@@ -19,7 +19,7 @@ from ingest.cli.common import (
 )
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import CommandListGroup
-from ingest.cli.ranges import BURST_MAX, PER_SECOND_MAX, FiniteFloatRange
+from ingest.cli.ranges import BURST_MAX, MESSAGES_PER_SECOND_MAX, FiniteFloatRange
 from ingest.settings import Settings
 from tasks.connection import connect
 
@@ -84,7 +84,9 @@ def tenants_revive(project: int, by: str) -> None:
 @tenants.command("limit")
 @click.argument("project", type=ranges.project)
 @click.option(
-    "--per-second", type=FiniteFloatRange(0.01, PER_SECOND_MAX), help="Messages per second, across all readers."
+    "--per-second",
+    type=FiniteFloatRange(0.01, MESSAGES_PER_SECOND_MAX),
+    help="Messages per second, across all readers.",
 )
 @click.option(
     "--burst", type=FiniteFloatRange(1, BURST_MAX), help="Burst size, messages; default: ten seconds' worth."

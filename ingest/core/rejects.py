@@ -18,7 +18,7 @@ from ingest.core.limits import Limits, RejectPolicy
 # A project is shed when at least this many of its messages in the window are rejects, and these are more than half
 # of its messages. Shedding ends when the share falls below a quarter.
 SHED_REJECTS_MIN = 10
-NAMED_MAX = 5
+NAMED_PROJECTS_MAX = 5
 
 UNATTRIBUTED = -1
 
@@ -33,7 +33,7 @@ class ProjectCount:
     shed: bool = False
 
     @property
-    def is_mostly_rejects(self) -> bool:
+    def is_mostly_rejected(self) -> bool:
         """True if most of the project's messages were rejected."""
         return self.project_id is not None and 2 * self.rejects > self.messages
 
@@ -70,16 +70,16 @@ class Rejects:
         if counted is None:
             counted = self._projects[key] = ProjectCount(project_id)
         self._change(counted, 1, rejected)
-        if rejected and not counted.shed and counted.is_mostly_rejects and counted.rejects >= SHED_REJECTS_MIN:
+        if rejected and not counted.shed and counted.is_mostly_rejected and counted.rejects >= SHED_REJECTS_MIN:
             counted.shed = True
             yield counted
 
     def _change(self, counted: ProjectCount, messages: int, rejects: int) -> None:
-        self._bad -= counted.is_mostly_rejects
+        self._bad -= counted.is_mostly_rejected
         counted.messages += messages
         counted.rejects += rejects
         self._total += rejects
-        self._bad += counted.is_mostly_rejects
+        self._bad += counted.is_mostly_rejected
 
     def drops(self, project_id: int | None) -> bool:
         """Returns True if a reject of this project is dropped instead of becoming a dead letter."""
@@ -101,15 +101,15 @@ class Rejects:
         projects = len(self._projects) - (without_project is not None)
         if self._bad >= limits.reject_projects_min and self._bad > limits.reject_ratio_max * projects:
             named = ", ".join(
-                str(project.project_id) for project in self.most_rejected_projects() if project.is_mostly_rejects
+                str(project.project_id) for project in self.most_rejected_projects() if project.is_mostly_rejected
             )
             return (
                 f"most messages of {self._bad} of {projects} projects are rejects, among the last {size} messages "
-                f"(projects {named}{', ...' if self._bad > NAMED_MAX else ''})"
+                f"(projects {named}{', ...' if self._bad > NAMED_PROJECTS_MAX else ''})"
             )
         return None
 
-    def most_rejected_projects(self, count: int = NAMED_MAX) -> list[ProjectCount]:
+    def most_rejected_projects(self, count: int = NAMED_PROJECTS_MAX) -> list[ProjectCount]:
         """Returns the projects with the most rejects in the window, at most `count` of them."""
         with_rejects = [
             project for project in self._projects.values() if project.rejects and project.project_id is not None

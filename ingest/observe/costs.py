@@ -6,9 +6,9 @@ the series sum to the total. The recent cost decays over RECENT_SECONDS. Decay i
 costs also sum to the total, including the cost of forgotten projects.
 
 Memory is bounded: `Costs` tracks every project that has messages in the current second; at the end of the second,
-`Costs` keeps the TRACKED_MAX most expensive projects and adds the costs of all others to `other`. A project with
-its own series loses the series only to a project that costs at least 1.5 times as much, so that projects with
-similar costs do not alternate.
+`Costs` keeps the TRACKED_PROJECTS_MAX most expensive projects and adds the costs of all others to `other`. A
+project with its own series loses the series only to a project that costs at least 1.5 times as much, so that
+projects with similar costs do not alternate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import msgspec
 
 RECENT_SECONDS = 300.0
-TRACKED_MAX = 256
+TRACKED_PROJECTS_MAX = 256
 DISPLACING_RATIO = 1.5  # a listed project keeps its series until another project's cost is this many times as high
 NEGLIGIBLE_CPU_SECONDS = 1e-9  # a project whose cost has decayed below this is forgotten
 NONE, OTHER = "none", "other"
@@ -120,7 +120,7 @@ class Costs:
         """Keeps only the most expensive projects. The cost of removed projects is added to `other`."""
         recent = self._recent
         projects = [name for name in recent if name not in (NONE, OTHER)]
-        kept = heapq.nlargest(TRACKED_MAX, projects, key=self._sort_key)
+        kept = heapq.nlargest(TRACKED_PROJECTS_MAX, projects, key=self._sort_key)
         fewer = {name for name in kept if recent[name].rank > (NEGLIGIBLE_CPU_SECONDS, 1.0)}
         for name in projects:
             if name not in fewer:

@@ -135,7 +135,7 @@ class FleetWatch:
             self._reported.redis(self._redis_problem, "see docs/redis.md")
         self._metrics.meters.set("replays.reader.redis_up", not self._redis_problem)
         if self._metrics.snapshot.paused:
-            self._metrics.query_log_ends()
+            self._metrics.query_log_end_offsets()
 
     def _unusable(self) -> str:
         """Returns the reason why Redis is unusable although it responds; "" if it is usable. Writes a key as a

@@ -16,7 +16,7 @@ from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
 SETTLED_MAX = 4096  # settled batches that wait for their commit behind a parked batch
-RECORDED_MAX = 256
+RECORDED_ENDS_MAX = 256
 
 
 class BatchEnd(StrEnum):
@@ -94,7 +94,7 @@ class _Partition:
     """Commits of one partition. `recorded`: (highest recorded end, time); `settled`: batches that wait for their
     commit."""
 
-    recorded: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECORDED_MAX))
+    recorded: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECORDED_ENDS_MAX))
     settled: deque[Journey] = field(default_factory=deque)
 
 

@@ -157,7 +157,7 @@ class Metrics:
 
     # Queries
 
-    def query_log_ends(self) -> None:
+    def query_log_end_offsets(self) -> None:
         """Requests the log end offsets from the brokers, because a paused reader does not fetch.
 
         The request blocks, so the loop's thread must not make it.

@@ -50,14 +50,14 @@ from tasks.units import MiB
 POLL_MESSAGES_MAX = 200
 POLL_BYTES_MAX = 8 * MiB
 COMMITS_REMEMBERED_MAX = 16
-LIBRARY_LINE_SECONDS = 10.0
+LIBRDKAFKA_LOG_INTERVAL_SECONDS = 10.0
 UNREADABLE_LOG_SECONDS = 60.0
 REJOIN_SECONDS = 1.0
 RENEW_SECONDS = 1.0
 REPEAT_SECONDS = 1.0
 STALLED_SECONDS_MAX = 30.0
 STALL_CHECK_SECONDS = 5.0
-LIBRARY_LINES_REMEMBERED_MAX = 1000
+LIBRDKAFKA_LOG_PATTERNS_MAX = 1000
 _NUMBER = re.compile(r"\d+")
 
 log = structlog.get_logger(__name__)
@@ -602,8 +602,8 @@ def _has_code(error: object, code: int) -> bool:
 class _LibraryLog:
     """Forwards librdkafka's log lines (level, "facility message") to the reader's log.
 
-    Lines that differ only in numbers are logged once per LIBRARY_LINE_SECONDS, with the number of suppressed
-    lines, because librdkafka logs an unreachable broker twenty times per second.
+    Lines that differ only in numbers are logged once per LIBRDKAFKA_LOG_INTERVAL_SECONDS, with the number of
+    suppressed lines, because librdkafka logs an unreachable broker twenty times per second.
     """
 
     def __init__(self) -> None:
@@ -612,11 +612,11 @@ class _LibraryLog:
     def log(self, level: int, text: str, *arguments: Any) -> None:
         line = text % arguments if arguments else text
         pattern, now = _NUMBER.sub("0", line), time.monotonic()
-        logged_at, left_out = self._last_logged.get(pattern, (-LIBRARY_LINE_SECONDS, 0))
-        if now - logged_at < LIBRARY_LINE_SECONDS:
+        logged_at, left_out = self._last_logged.get(pattern, (-LIBRDKAFKA_LOG_INTERVAL_SECONDS, 0))
+        if now - logged_at < LIBRDKAFKA_LOG_INTERVAL_SECONDS:
             self._last_logged[pattern] = (logged_at, left_out + 1)
             return
-        if len(self._last_logged) >= LIBRARY_LINES_REMEMBERED_MAX:
+        if len(self._last_logged) >= LIBRDKAFKA_LOG_PATTERNS_MAX:
             self._last_logged.clear()
         self._last_logged[pattern] = (now, 0)
         log.log(max(logging.INFO, min(level, logging.WARNING)), "librdkafka", line=line, left_out=left_out)

@@ -34,7 +34,7 @@ class WaitingMessages:
         entries = (entry for queue in self._queues.values() for entry in queue)
         return sum(entry.size_bytes for entry in entries if isinstance(entry, Message))
 
-    def has_waiting(self, source: TopicPartition) -> bool:
+    def has_waiting_items(self, source: TopicPartition) -> bool:
         """Returns True if anything from this partition is waiting."""
         return source in self._queues
 

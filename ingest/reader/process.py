@@ -36,7 +36,7 @@ from ingest.reader.parsing.deadlines import Deadlines
 from ingest.reader.parsing.fallback import FallbackParser
 from ingest.reader.parsing.inline import InlineParser, IsSuspect, ProcessParser
 from ingest.reader.runtime import Runtime
-from ingest.reader.settled import Settled
+from ingest.reader.settled import SettledOffset
 from ingest.reader.stopwatch import TimedParser
 from ingest.reader.tenant_gate import TenantGate
 from ingest.reader.tenant_rules import NotLoaded, TenantRefresh
@@ -109,7 +109,7 @@ class Reader:
             unverified=self.metrics.unverified,
         )
         self.gate = TenantGate()
-        self.settled = Settled(self.pipeline, self.gate)
+        self.settled = SettledOffset(self.pipeline, self.gate)
         self.parser = parser_of(settings, self.gate, self._is_suspect)
         self.fallback_parser = FallbackParser(
             rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put

@@ -122,13 +122,13 @@ class Runtime:
         """Parses and delivers messages while there is room, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda item: isinstance(item, Message)):
             postponed: list[Waiting] = []
-            taken: Iterator[Any] = self._takeable_items(run, postponed)
+            taken: Iterator[Any] = self._items_with_room(run, postponed)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
             for item in postponed:
                 self._kept.add(item)
 
-    def _takeable_items(self, run: Iterable[Waiting], postponed: list[Waiting]) -> Iterator[Waiting]:
+    def _items_with_room(self, run: Iterable[Waiting], postponed: list[Waiting]) -> Iterator[Waiting]:
         """Yields the messages for which there is room, and adds the others to `postponed`. The room is checked
         before each message, because the outcomes of earlier messages use some of it.
 
@@ -151,7 +151,7 @@ class Runtime:
 
     def waits(self, source: TopicPartition) -> bool:
         """Returns True if an earlier message of this partition has not been taken yet."""
-        return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)
+        return self._kept.has_waiting_items(source) or self.pipeline.is_deferred(source)
 
     def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:
         return self.pipeline.room(item.source, item.epoch)

@@ -13,7 +13,7 @@ UNKNOWN_OFFSET = -1
 """The value reported by readers of earlier releases."""
 
 
-class Settled:
+class SettledOffset:
     """The loop's thread updates this object on each tick, between polls, when no message is being parsed.
 
     `offset`: position in the operators' topic. All decisions before this position were applied to every open or

@@ -59,7 +59,7 @@ class ReplaysHandler(Handler):
         page = page_dict(await self.run(lambda: self.state.reads.replays(chosen)))
         if not chosen.offset:
             page["total"] = await self.run(lambda: self.state.reads.count(chosen))
-        self.answer(_for_javascript(page))
+        self.answer(_convert_for_javascript(page))
 
 
 class ReplayHandler(Handler):
@@ -73,7 +73,7 @@ class ReplayHandler(Handler):
         ]
         known = await self.run(lambda: journeys(state.settings, places))
         self.answer(
-            _for_javascript(
+            _convert_for_javascript(
                 {"replay": replay_dict(replay), "ingestion": segments_dict(state.settings, segments, known)}
             )
         )
@@ -159,11 +159,11 @@ class VideoHandler(Handler):
         self.finish(video)
 
 
-def _for_javascript(value: Any) -> Any:
+def _convert_for_javascript(value: Any) -> Any:
     """Converts project ids to text, because JavaScript's numbers are exact only up to 2**53."""
     if isinstance(value, dict):
-        return {k: str(v) if k == "project_id" else _for_javascript(v) for k, v in value.items()}
-    return [_for_javascript(v) for v in value] if isinstance(value, list) else value
+        return {k: str(v) if k == "project_id" else _convert_for_javascript(v) for k, v in value.items()}
+    return [_convert_for_javascript(v) for v in value] if isinstance(value, list) else value
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:

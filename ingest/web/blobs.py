@@ -18,9 +18,9 @@ STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
 VIEWER_UNITS = 1_000_000.0
 # Measured costs per decoded event head and per byte, in parser units.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
-PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
+PLAYABLE_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
 
-PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
+PLAYABLE_TYPES = frozenset((0, 1, 2, 3, 4, 6))
 MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this would be the year 5138
 
 
@@ -74,11 +74,11 @@ def player_events(recording: bytes) -> PlayerEvents:
                 head = msgspec.json.decode(event, type=_Head)
             except (msgspec.DecodeError, RecursionError):
                 continue
-            if head.type not in PLAYED_TYPES or head.timestamp <= MILLISECONDS_MIN:
+            if head.type not in PLAYABLE_TYPES or head.timestamp <= MILLISECONDS_MIN:
                 continue
             size_bytes += memoryview(event).nbytes + 1
-            if size_bytes > PLAYED_BYTES_MAX:
-                left_out = f"there are more than {PLAYED_BYTES_MAX // MiB} MiB to play"
+            if size_bytes > PLAYABLE_BYTES_MAX:
+                left_out = f"there are more than {PLAYABLE_BYTES_MAX // MiB} MiB to play"
                 break
             playable_events.append(bytes(event))
     except BudgetExhausted as error:

@@ -20,7 +20,7 @@ LAG_SECONDS_MAX = 60.0
 BEHIND_SECONDS = 10.0
 QUEUE_TASKS_MIN = 50
 REDIS_SHARE_MAX = 0.75
-NAMED_MAX = 5
+SHOWN_NAMES_MAX = 5
 READER = "reader"
 
 
@@ -164,5 +164,5 @@ def _slowness_key(sink: SinkStatus) -> tuple[int, float]:
 
 def _join_names(names: list[str]) -> str:
     """Returns the first few of these names, as text."""
-    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
-    return ", ".join(names[:NAMED_MAX]) + more
+    more = f" and {len(names) - SHOWN_NAMES_MAX} more" if len(names) > SHOWN_NAMES_MAX else ""
+    return ", ".join(names[:SHOWN_NAMES_MAX]) + more

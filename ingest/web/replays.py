@@ -19,8 +19,8 @@ LIMIT_MAX = 500
 RELEASES_MAX = 200
 START_SECONDS_MAX = 7200  # a session lasts at most an hour, so an earlier start is a clock error
 
-IS_CLICK = "(click_node_id > 0 OR click_tag != '')"
-IS_TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
+CLICK_CONDITION = "(click_node_id > 0 OR click_tag != '')"
+TAP_CONDITION = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
 USER_FIELDS = "arrayStringConcat([user, user_id, user_name, user_email], '\n')"
 SEARCHED_TEXT = (
     "concat(user, ' ', user_id, ' ', user_name, ' ', user_email, ' ', url, ' ', arrayStringConcat(urls, ' '))"
@@ -167,10 +167,10 @@ _FACTS = ", ".join(
         "arraySlice(arrayFlatten(arrayMap(visit -> visit.2, "
         "arraySort(groupArrayIf((ifNull(segment_id, 65535), urls), notEmpty(urls))))), "
         f"1, {PAGES_MAX})",
-        f"countIf({IS_CLICK})",
+        f"countIf({CLICK_CONDITION})",
         "sum(click_is_dead)",
         "sum(click_is_rage)",
-        f"countIf({IS_TAP})",
+        f"countIf({TAP_CONDITION})",
         "uniqExactArray(error_ids)",
         _latest("user"),
         _latest("user_email"),
@@ -269,7 +269,7 @@ def _clicked(chosen: Filter, parameters: dict[str, Any]) -> list[str]:
     ]
     if chosen.selector is None:
         return [f"max({column}) = 1" for column in kinds]
-    conditions = [IS_CLICK]
+    conditions = [CLICK_CONDITION]
     for number, (column, value) in enumerate(chosen.selector.columns):
         conditions.append(f"{column} = {{click{number}:String}}")
         parameters[f"click{number}"] = value

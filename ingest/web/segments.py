@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.web.model import ReadError, Replay, ReportedError, SegmentCopy, SegmentFacts, Segments, SegmentState
-from ingest.web.replays import IS_CLICK, IS_TAP
+from ingest.web.replays import CLICK_CONDITION, TAP_CONDITION
 from ingest.web.stores import OBJECTS_MAX, Stores
 from tasks.stored import StoredLocation
 
@@ -56,7 +56,8 @@ def _errors(stores: Stores, replay: Replay) -> tuple[ReportedError, ...]:
         f"SELECT segment_id, toUnixTimestamp(max(timestamp)), groupUniqArrayArray({ERRORS_MAX})(error_ids) "
         "FROM replays WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} "
         "AND cityHash64(replay_id) = cityHash64({id:UUID}) AND segment_id IS NOT NULL "
-        f"AND NOT {IS_CLICK} AND NOT {IS_TAP} GROUP BY segment_id ORDER BY segment_id LIMIT {SEGMENTS_MAX}",
+        f"AND NOT {CLICK_CONDITION} AND NOT {TAP_CONDITION} "
+        f"GROUP BY segment_id ORDER BY segment_id LIMIT {SEGMENTS_MAX}",
         {"project": replay.project_id, "id": replay.replay_id},
     )
     found: list[ReportedError] = []

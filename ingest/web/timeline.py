@@ -18,7 +18,7 @@ import msgspec
 from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.core.stored_recording import BlobError
-from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BudgetExhausted, split
+from ingest.web.blobs import MILLISECONDS_MIN, PLAYABLE_TYPES, VIEWER_UNITS, BudgetExhausted, split
 from ingest.web.model import ReportedError
 from tasks.units import MiB
 
@@ -203,7 +203,7 @@ class _Reader:
         try:
             head = _decode_head(raw)
             at_ms = _milliseconds(head.timestamp)
-            if head.type in PLAYED_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
+            if head.type in PLAYABLE_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
                 self.start_ms = at_ms if self.start_ms is None else min(self.start_ms, at_ms)
                 self.end_ms = max(self.end_ms, at_ms)
             if head.type in (META, CUSTOM):

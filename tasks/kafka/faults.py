@@ -111,7 +111,7 @@ def fault_of(brokers: str, errors: Iterable[KafkaError], lines: Iterable[str] = 
     for error in found:
         if error.code() in REFUSED:
             return fault(Server.KAFKA, _cause(error), f"{brokers} refuses the client: {_reason(error.str())}")
-    reasons = list(dict.fromkeys(_reason(error.str()) for error in found if _states_a_reason(error)))
+    reasons = list(dict.fromkeys(_reason(error.str()) for error in found if _has_reason(error)))
     reasons = reasons or list(dict.fromkeys(map(_reason, lines)))
     why = f": {'; '.join(reasons[:REASONS_MAX])}" if reasons else ""
     silent = not reasons or any(_OTHER_PROTOCOL.search(reason) for reason in reasons)
@@ -128,7 +128,7 @@ def _cause(error: KafkaError) -> Cause:
     return Cause.MECHANISM if mechanism else Cause.LOGIN
 
 
-def _states_a_reason(error: KafkaError) -> bool:
+def _has_reason(error: KafkaError) -> bool:
     """Returns whether the error states a reason, and not only that no broker is connected."""
     return error.code() not in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT) and bool(
         _PLACE.match(error.str()) or error.code() not in UNCONNECTED

@@ -33,7 +33,7 @@ class AcknowledgedProducer:
         offsets: list[int] = []
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            reports.append(error.str() if error is not None else unproven_delivery(message) or "")
+            reports.append(error.str() if error is not None else unconfirmed_delivery(message) or "")
             offsets.append(message.offset() or 0)
 
         try:
@@ -47,7 +47,7 @@ class AcknowledgedProducer:
         return offsets[0]
 
 
-def unproven_delivery(message: Message) -> str | None:
+def unconfirmed_delivery(message: Message) -> str | None:
     """Returns the reason why a delivery report without an error does not prove the write. Returns None if the
     broker assigned an offset."""
     offset = message.offset()

@@ -46,7 +46,7 @@ MISSING = frozenset((KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC
 POSITION_ERRORS = frozenset(
     (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError._BAD_COMPRESSION)
 )
-COORDINATOR_MOVES = frozenset(
+COORDINATOR_MOVE_ERRORS = frozenset(
     (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
 )
 COORDINATOR_WAIT_SECONDS = 0.1
@@ -190,7 +190,7 @@ class RangeReader:
                     break
                 except KafkaException as failure:
                     # A broker that has just started has not loaded its groups yet.
-                    if failure.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
+                    if failure.args[0].code() not in COORDINATOR_MOVE_ERRORS or time.monotonic() > ends_at:
                         raise
                     self._consumer.poll(COORDINATOR_WAIT_SECONDS)
             for entry in answer:

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 RECENT_RUNS = 100
 PUBLISH_SECONDS = 5.0
-SHOWN_SECONDS = 86_400
+SINKS_EXPIRY_SECONDS = 86_400
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Recent:
             details["at"] = staging.now()
             pipe = staging.client.pipeline(transaction=True)
             pipe.hset(sinks_key(settings), sink, msgspec.json.encode(details))
-            pipe.expire(sinks_key(settings), SHOWN_SECONDS)
+            pipe.expire(sinks_key(settings), SINKS_EXPIRY_SECONDS)
             pipe.execute()
 
 

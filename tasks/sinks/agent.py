@@ -37,7 +37,7 @@ def report(settings: Settings) -> Report:
         return Report(f"agent listens on {settings.datadog_socket}", not_tested=(NOT_CONFIRMED,))
     host, place = settings.datadog_host, f"{settings.datadog_host}:{settings.datadog_port}"
     try:
-        refused = _refuses(host, settings.datadog_port)
+        refused = _refuses_connections(host, settings.datadog_port)
     except OSError as error:
         raise PermanentSinkError(f"{host}: {error}", configuration=True) from error
     if not refused:
@@ -68,7 +68,7 @@ def _connect(place: str) -> None:
     ) from failure
 
 
-def _refuses(host: str, port: int) -> bool:
+def _refuses_connections(host: str, port: int) -> bool:
     """Returns True if the host reports a closed port. Raises OSError for a name that does not resolve."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:

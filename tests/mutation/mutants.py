@@ -338,13 +338,13 @@ MUTANTS = (
     Mutant(
         "lets messages overtake a message that is parsed outside the loop",
         RUNTIME,
-        "return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)",
-        "return self._kept.has_waiting(source)",
+        "return self._kept.has_waiting_items(source) or self.pipeline.is_deferred(source)",
+        "return self._kept.has_waiting_items(source)",
     ),
     Mutant(
         "lets the end of an assignment overtake waiting messages",
         RUNTIME,
-        "return self._kept.has_waiting(source) or self.pipeline.is_deferred(source)",
+        "return self._kept.has_waiting_items(source) or self.pipeline.is_deferred(source)",
         "return self.pipeline.is_deferred(source)",
     ),
     Mutant(

@@ -65,7 +65,7 @@ KNOWN_EXPRESSIONS: dict[str, set[str]] = {
     "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
     # These are our own columns with placeholders.
     "ingest/web/replays.py": {"clicked", "column"},
-    "ingest/web/segments.py": {"IS_CLICK", "IS_TAP", "ERRORS_MAX"},
+    "ingest/web/segments.py": {"CLICK_CONDITION", "TAP_CONDITION", "ERRORS_MAX"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
     # `table` is one of TABLES_BY_SINK, which a test below verifies. `partition` is an ID that ClickHouse returned.

@@ -35,7 +35,7 @@ OPTIONS = (
     "--dpkgopt=force-unsafe-io",
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")),
 )
-MAKE_SECONDS_MAX = 150.0
+BUILD_SECONDS_MAX = 150.0
 
 
 def wanted(dockerfile: str) -> str:
@@ -70,7 +70,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
         return image
     name, recipe = debian_base()
     if not engine.has(name):
-        _make(engine, name, recipe, MAKE_SECONDS_MAX * time_limit_factor)
+        _make(engine, name, recipe, BUILD_SECONDS_MAX * time_limit_factor)
     return name
 
 

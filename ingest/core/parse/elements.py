@@ -17,13 +17,13 @@ from ingest.core.parse.budget import Budget
 
 BLOCK_BYTES = 32 * 1024
 # Maximum number of brackets processed one by one.
-BRACKETS_STEPPED_MAX = 8
+SINGLE_BRACKETS_MAX = 8
 # Measured costs in budget units: per byte of a block, per string, per bracket or string where elements may end,
 # per element.
 _UNITS_PER_BYTE, _UNITS_PER_STRING, _UNITS_PER_MARK, _UNITS_PER_ELEMENT = 0.0025, 0.03, 0.045, 3.0
 
 _OPENING, _CLOSING = b"[{", b"]}"
-_OTHERS = bytes(set(range(256)) - set(_OPENING + _CLOSING + b'"'))
+_OTHER_BYTES = bytes(set(range(256)) - set(_OPENING + _CLOSING + b'"'))
 _STEPS = [(code in _OPENING) - (code in _CLOSING) for code in range(256)]
 _bracket = re.compile(rb"[\[\]{}]")
 _NONE, _CLOSED = -1, -2
@@ -39,7 +39,7 @@ def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tup
     while start < len(raw):
         text = _block(raw, start)
         parts = text.split(b'"')
-        marks = b'"'.join(parts[inside::2]).translate(None, _OTHERS)
+        marks = b'"'.join(parts[inside::2]).translate(None, _OTHER_BYTES)
         budget.earn(start + len(text))
         budget.spend(_UNITS_PER_BYTE * len(text) + _UNITS_PER_STRING * len(parts))
         closing = marks.count(b"]") + marks.count(b"}")
@@ -111,10 +111,10 @@ class _Places:
             self._part += 2 * quotes
             self._at, self._mark = 0, self._marks.rfind(b'"', self._mark, mark) + 1
         part = self._parts[self._part]
-        while mark - self._mark >= BRACKETS_STEPPED_MAX:
+        while mark - self._mark >= SINGLE_BRACKETS_MAX:
             passed = part[self._at : self._at + mark - self._mark]
             self._at += len(passed)
-            self._mark += len(passed.translate(None, _OTHERS))
+            self._mark += len(passed.translate(None, _OTHER_BYTES))
         for bracket in _bracket.finditer(part, self._at):
             self._at, self._mark = bracket.end(), self._mark + 1
             if self._mark > mark:

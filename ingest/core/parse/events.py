@@ -66,7 +66,7 @@ class SpanPayload(msgspec.Struct, gc=False):
     data: SpanData | None = None
 
 
-class CrumbPayload(msgspec.Struct, gc=False):
+class BreadcrumbPayload(msgspec.Struct, gc=False):
     """`timestamp` is in Unix seconds; `data` is JSON, decoded only for categories that need it."""
 
     category: Text = None
@@ -82,10 +82,10 @@ class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
     payload: SpanPayload
 
 
-class Crumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
+class BreadcrumbData(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
     """An event at one point in time."""
 
-    payload: CrumbPayload
+    payload: BreadcrumbPayload
 
 
 class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
@@ -103,7 +103,7 @@ class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
 class Custom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
     """A custom SDK event. `timestamp` is in milliseconds, or in seconds for spans."""
 
-    data: Span | Crumb | Options | Video
+    data: Span | BreadcrumbData | Options | Video
     timestamp: Number = None
 
 

@@ -25,11 +25,11 @@ from ingest.core.parse.rrweb import (
 from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.scan import Scan
 
-SAME_WARNINGS_MAX = 1000
+REPEATED_WARNINGS_MAX = 1000
 # Measured costs in budget units: per encoded fact, and per event found malformed here.
 _UNITS_PER_FACT, _UNITS_PER_MALFORMED = 4.0, 3.0
 # Kinds of facts that `_noted` counts or completes.
-_NOTED = frozenset(
+_NOTED_KINDS = frozenset(
     (
         "hydration_error",
         "navigation.span",
@@ -84,7 +84,7 @@ class Gathered:
                 if not isinstance(meaning, Fact):
                     self._take(meaning)
                     continue
-                fact = self._noted(meaning) if meaning.kind in _NOTED else meaning
+                fact = self._noted(meaning) if meaning.kind in _NOTED_KINDS else meaning
                 if self._is_over_bytes or (fact.sampled and not self._is_wanted(fact, index)):
                     continue
                 if len(facts) >= facts_max:
@@ -107,9 +107,9 @@ class Gathered:
         self.size_bytes += self._size_bytes(count) + (rows.COLUMNS_BYTES if self.is_proto else 0)
         malformed = self._malformed + scan.malformed
         if self._negative or malformed or scan.too_deep:
-            self.warnings += ["negative_click_node_id"] * min(self._negative, SAME_WARNINGS_MAX)
-            self.warnings += ["event_malformed"] * min(malformed, SAME_WARNINGS_MAX)
-            self.warnings += ["event_too_deep"] * min(scan.too_deep, SAME_WARNINGS_MAX)
+            self.warnings += ["negative_click_node_id"] * min(self._negative, REPEATED_WARNINGS_MAX)
+            self.warnings += ["event_malformed"] * min(malformed, REPEATED_WARNINGS_MAX)
+            self.warnings += ["event_too_deep"] * min(scan.too_deep, REPEATED_WARNINGS_MAX)
         if self._is_over_number:
             self.warnings.append("events_over_limit")
         if self._is_over_bytes:

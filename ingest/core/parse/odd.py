@@ -21,9 +21,9 @@ from ingest.core.parse.events import (
     INCREMENTAL,
     META,
     WRONG_DATA,
+    BreadcrumbData,
+    BreadcrumbPayload,
     Canvas,
-    Crumb,
-    CrumbPayload,
     Custom,
     Event,
     Malformed,
@@ -47,7 +47,7 @@ _UNITS_PER_LONG_BYTE, _UNITS_PER_QUOTE = 0.0015, 0.03
 
 _BRACE = ord("{")
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-Data = Span | Crumb | Options | Video
+Data = Span | BreadcrumbData | Options | Video
 
 
 class _Any(msgspec.Struct, gc=False):
@@ -67,7 +67,7 @@ class _AnySource(msgspec.Struct, gc=False):
 
 # `_Long` decodes data with any tag in one pass. `_Payload` declares every field of breadcrumbs and spans that the
 # parser uses.
-_payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
+_payload_fields = dict.fromkeys((*BreadcrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)
 
@@ -136,7 +136,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
     if payload is None:
         raise Malformed("the payload of an event is not an object")
     if tag == "breadcrumb":
-        return Crumb(picked_from(CrumbPayload, payload))
+        return BreadcrumbData(picked_from(BreadcrumbPayload, payload))
     span = picked_from(SpanPayload, payload)
     if span.data is None and not is_null(payload.data):
         span.data = WRONG_DATA

@@ -16,9 +16,9 @@ import msgspec
 from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import (
     WRONG_DATA,
+    BreadcrumbData,
+    BreadcrumbPayload,
     Canvas,
-    Crumb,
-    CrumbPayload,
     Custom,
     Event,
     Heap,
@@ -260,7 +260,7 @@ def meanings(event: Event, budget: Budget) -> Meanings:
         if isinstance(data, Span):
             return _span(data.payload, event)
         try:
-            if isinstance(data, Crumb):
+            if isinstance(data, BreadcrumbData):
                 crumb = _CRUMBS.get(data.payload.category, _custom_crumb)
                 return crumb(data.payload, event, budget)
             if isinstance(data, Options):
@@ -283,14 +283,14 @@ def meanings(event: Event, budget: Budget) -> Meanings:
 # Breadcrumbs
 
 
-def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _click(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     click = _click_row(payload, _dict(built(payload.data, budget)), 0, 0)
     if isinstance(click, Fact):
         return (click,)
     return click, Fact("ui.click", click.timestamp_exact, click.element)
 
 
-def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _slow_click(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     """A click is a dead click if the page does not react for seven seconds, and also a rage click if repeated five
     times or more."""
     data = _dict(built(payload.data, budget))
@@ -316,7 +316,7 @@ def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meaning
     return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, element)
 
 
-def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _multi_click(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     data = _dict(built(payload.data, budget))
     click = _click_row(payload, data, 0, 0)
     if isinstance(click, Fact):
@@ -339,7 +339,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
     return held
 
 
-def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
+def _click_row(payload: BreadcrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
     """Returns the click or, if the click's node id is negative, a fact that reports this id. Raises Malformed."""
     node = _dict(data.get("node"))
     node_id = node.get("id")
@@ -377,7 +377,7 @@ def _classes(names: Any) -> list[str]:
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
 
 
-def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _tap(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     data = fields(payload.data, budget, ("view.class", "view.id"))
     timestamp = _identifying_seconds(payload)
     tap = Tap(
@@ -389,14 +389,14 @@ def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     return tap, Fact("ui.tap", timestamp, TapFact(tap.message, tap.view_class, tap.view_id))
 
 
-_CrumbHandler = Callable[[CrumbPayload, Custom, Budget], Meanings]
+_CrumbHandler = Callable[[BreadcrumbPayload, Custom, Budget], Meanings]
 
 
 def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _CrumbHandler:
     """Returns a handler that copies fields of a breadcrumb's data to attributes with these names. The data may be
     absent."""
 
-    def make(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    def make(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
         found = {} if payload.data is NULL or not names else fields(payload.data, budget, names)
         attributes = {name: _scalar(found.get(field)) for field, name in names.items()}
         return (Fact(kind, _seconds(payload.timestamp, event), attributes, sampled),)
@@ -404,18 +404,18 @@ def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _CrumbHandler
     return make
 
 
-def _console(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _console(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     line = Line((payload.level or "")[:ROLE_MAX], (payload.message or "")[:MESSAGE_MAX])
     return (Fact("console", _seconds(payload.timestamp, event), line),)
 
 
-def _hydration(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    url = _text(_if_object(payload, budget, ("url",)).get("url"), TEXT_MAX)
+def _hydration(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    url = _text(_object_or_empty(payload, budget, ("url",)).get("url"), TEXT_MAX)
     return (Fact("hydration_error", _seconds(payload.timestamp, event), {"url": url}),)
 
 
-def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    data = _if_object(payload, budget, ("nodeId", "node", "key", "metaKey", "shiftKey", "ctrlKey", "altKey"))
+def _key(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    data = _object_or_empty(payload, budget, ("nodeId", "node", "key", "metaKey", "shiftKey", "ctrlKey", "altKey"))
     given = data.get("node")
     node: dict[str, Any] = given if isinstance(given, dict) else {}
     node_id = data.get("nodeId", node.get("id"))
@@ -431,7 +431,7 @@ def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     return (Fact(payload.category or "", _seconds(payload.timestamp, event), attributes),)
 
 
-def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+def _custom_crumb(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
     """A custom breadcrumb. All custom breadcrumbs are one kind of fact, because applications may use any number of
     categories.
 
@@ -439,7 +439,7 @@ def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meani
     """
     if not payload.category or payload.category.startswith(SDK_CATEGORIES):
         return ()
-    found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
+    found = islice(_object_or_empty(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
     attributes = Breadcrumb(
         payload.category[:TITLE_MAX],
         (payload.level or "")[:ROLE_MAX],
@@ -449,13 +449,13 @@ def _custom_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meani
     return (Fact("breadcrumb", _seconds(payload.timestamp, event), attributes),)
 
 
-def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
+def _state(payload: BreadcrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    found = islice(_object_or_empty(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
     attributes = {key[:TITLE_MAX]: _scalar(value) for key, value in found}
     return (Fact(payload.category or "", _seconds(payload.timestamp, event), attributes),)
 
 
-def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
+def _object_or_empty(payload: BreadcrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
     """Returns the fields of the payload's data, or an empty dict if the data is not an object. The caller handles
     categories in which data of any type is valid."""
     try:
@@ -626,7 +626,7 @@ def _seconds(payload_time: float | None, event: Custom) -> float:
     return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
 
 
-def _identifying_seconds(payload: CrumbPayload) -> float:
+def _identifying_seconds(payload: BreadcrumbPayload) -> float:
     """Returns the timestamp of a click or tap in Unix seconds; it is part of the identity of the click or tap.
     Raises Malformed if it is missing."""
     time = payload.timestamp

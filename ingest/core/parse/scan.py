@@ -94,9 +94,9 @@ _decode_lean: _Decode = msgspec.json.Decoder(list[_lean]).decode
 _decode_canvas: _Decode = msgspec.json.Decoder(list[_canvas]).decode
 _decode_few: Callable[[Any], Any] = msgspec.json.Decoder(_few).decode
 _decode_raws: _Decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_READ = frozenset((Custom, Meta))
+_READ_TYPES = frozenset((Custom, Meta))
 _LEAN_READ = frozenset((_LeanCustom, _LeanMeta, _LeanIncremental))
-_ODD = (msgspec.ValidationError, UnicodeDecodeError)
+_ODD_EVENT_ERRORS = (msgspec.ValidationError, UnicodeDecodeError)
 
 _not_a_number = re.compile(rb"NaN|Infinity").search
 _array = re.compile(rb"[ \t\r\n]*+\[").match
@@ -129,16 +129,16 @@ class Scan:
         if not self._canvas and len(self._raw) <= WHOLE_BYTES_MAX:
             try:
                 found = _decode_usual(self._raw)
-            except (*_ODD, RecursionError, msgspec.DecodeError):
+            except (*_ODD_EVENT_ERRORS, RecursionError, msgspec.DecodeError):
                 pass  # an event is malformed, or the recording is not JSON
             else:
                 return self._usual(found)
-        return self._in_pieces()
+        return self._parse_in_pieces()
 
     def _usual(self, found: list[Any]) -> Iterator[tuple[int, Event]]:
         """Yields the relevant events of a recording that was decoded as a whole, as nearly all recordings are."""
         self.count = len(found)
-        read = [(index, event) for index, event in enumerate(found) if type(event) in _READ]
+        read = [(index, event) for index, event in enumerate(found) if type(event) in _READ_TYPES]
         self._budget.earn(len(self._raw))
         units = _UNITS_PER_ELEMENT * len(found) + _UNITS_PER_EVENT * len(read)
         if units > self._budget.left:
@@ -152,7 +152,7 @@ class Scan:
             yield event
         self._budget.spend(units)
 
-    def _in_pieces(self) -> Iterator[tuple[int, Event]]:
+    def _parse_in_pieces(self) -> Iterator[tuple[int, Event]]:
         start = yield from self._piece(0)
         while start < len(self._raw):
             start = yield from self._piece(start)
@@ -193,14 +193,14 @@ class Scan:
 
     def _found_in(self, text: bytes | bytearray, stop: int) -> Iterator[tuple[int, Event]]:
         if len(text) >= LONG_RECORDING_BYTES_MIN:
-            few = _few_elements(text)
+            few = _elements_if_few(text)
             if few:
                 self._budget.earn(stop)
-                return self._one_by_one(few)
+                return self._parse_one_by_one(few)
         if not self._canvas and (len(text) < LONG_RECORDING_BYTES_MIN or text.count(b"{") <= OBJECTS_MAX):
             try:
                 found = _decode_lean(text)
-            except _ODD:
+            except _ODD_EVENT_ERRORS:
                 self._budget.earn(stop)
                 self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(text))
             else:
@@ -210,7 +210,7 @@ class Scan:
             raise _NotSeparable
         items = _decode_raws(text)
         self._budget.earn(stop)
-        return self._by_chunk(items)
+        return self._parse_by_chunk(items)
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
         """Yields the relevant events among those given. `items` is the events' JSON, if canvas mutations are
@@ -224,7 +224,7 @@ class Scan:
                 if event is not None:
                     yield first + place, event
 
-    def _by_chunk(self, items: Sequence[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
+    def _parse_by_chunk(self, items: Sequence[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
         """Decodes in chunks, so that a malformed event affects only its chunk."""
         for start in range(0, len(items), CHUNK_EVENTS):
             chunk = items[start : start + CHUNK_EVENTS]
@@ -232,14 +232,14 @@ class Scan:
             self._budget.spend(_UNITS_PER_REDECODED_BYTE * len(text))
             try:
                 found = self._decode(b"[" + text + b"]")
-            except _ODD:
-                yield from self._one_by_one(chunk)
+            except _ODD_EVENT_ERRORS:
+                yield from self._parse_one_by_one(chunk)
             else:
                 yield from self._all(found, chunk)
 
-    def _one_by_one(self, items: Iterable[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
+    def _parse_one_by_one(self, items: Iterable[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
         for item in items:
-            event = self._odd(item)
+            event = self._odd_event(item)
             self.count += 1
             if event is not None:
                 yield self.count - 1, event
@@ -260,7 +260,7 @@ class Scan:
                 if _blank(raw, begin + 1) is None:
                     raise msgspec.DecodeError("characters after the array")
                 break
-            event = self._odd(memoryview(raw)[begin:end])
+            event = self._odd_event(memoryview(raw)[begin:end])
             self.count += 1
             if event is not None:
                 yield self.count - 1, event
@@ -311,10 +311,10 @@ class Scan:
             return None
         return None if data is None else Custom(data, number_of(lean.timestamp))
 
-    def _odd(self, item: msgspec.Raw | memoryview) -> Event | None:
+    def _odd_event(self, item: msgspec.Raw | memoryview) -> Event | None:
         """Reads an event of any shape. Raises msgspec.DecodeError if the event is not JSON."""
         try:
-            return self._odd_or_repaired(item)
+            return self._odd_or_repaired_event(item)
         except RecursionError:
             self.too_deep += 1
         except (msgspec.ValidationError, UnicodeDecodeError, Malformed):
@@ -325,7 +325,7 @@ class Scan:
             self._count_malformed()
         return None
 
-    def _odd_or_repaired(self, item: msgspec.Raw | memoryview) -> Event | None:
+    def _odd_or_repaired_event(self, item: msgspec.Raw | memoryview) -> Event | None:
         try:
             return odd.event_of(item, self._canvas, self._budget)
         except msgspec.ValidationError:
@@ -341,7 +341,7 @@ class Scan:
         self._budget.spend(_UNITS_PER_MALFORMED)
 
 
-def _few_elements(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
+def _elements_if_few(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
     """Returns the elements of a long piece that mostly consists of one long event; none if there are more than a
     few."""
     try:

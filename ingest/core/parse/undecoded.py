@@ -89,14 +89,14 @@ def _by_element(raw: bytes | bytearray, start: int, stop: int, budget: Budget) -
     for begin, end in elements(raw, start, budget):
         if end < 0:
             break
-        yield _whole(raw, begin, end, budget)
+        yield _read_whole(raw, begin, end, budget)
         comma = _comma(raw, end) if end >= stop else None
         if comma is not None:
             return comma.end()
     return len(raw)
 
 
-def _whole(raw: bytes | bytearray, begin: int, end: int, budget: Budget) -> bytes:
+def _read_whole(raw: bytes | bytearray, begin: int, end: int, budget: Budget) -> bytes:
     text = bytes(memoryview(raw)[begin:end])
     changed = without_lone_surrogates(text, budget)
     return text if changed is None else bytes(changed)

@@ -16,7 +16,7 @@ from tasks.kafka.options import kafka_options
 log = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX = 30.0
-COORDINATOR_MOVES = (
+COORDINATOR_MOVE_ERRORS = (
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -49,7 +49,7 @@ class Committed:
                 break
             except KafkaException as error:
                 # A broker that has just started may not have loaded its groups yet.
-                if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
+                if error.args[0].code() not in COORDINATOR_MOVE_ERRORS or time.monotonic() > ends_at:
                     raise ReconcileError(f"committed offsets: {error}") from error
                 time.sleep(0.1)
         return {

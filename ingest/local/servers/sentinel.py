@@ -178,11 +178,11 @@ class RedisGroup(Server):
         """
         old = self.primary
         self.wait_until_failover_possible()
-        wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
+        wait_until(self._has_failover_begun, READY_SECONDS_MAX, "a Sentinel to begin a failover")
         wait_until(lambda: self.primary is not old, READY_SECONDS_MAX, "another primary")
         self._child = self.primary.child
 
-    def _failover_begins(self) -> bool:
+    def _has_failover_begun(self) -> bool:
         try:
             self.sentinels[0].send_command("SENTINEL", "FAILOVER", MASTER)
         except LocalError:  # a failover is in progress, or the replica was recently unreachable

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ingest.operate.reconcile.problem import Problem
 
-NAMED_MAX = 1000
+LISTED_NAMES_MAX = 1000
 SHOWN_MAX = 20
 
 
@@ -51,7 +51,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a backfill. Counts are complete; lists of names hold at most NAMED_MAX names, and
+    """The result of a backfill. Counts are complete; lists of names hold at most LISTED_NAMES_MAX names, and
     `differences` at most `differences_max`.
 
     `without_rows`: recordings in the bucket, and requested replay ids, for which ClickHouse has no row to copy
@@ -82,7 +82,7 @@ class Outcome:
         """Counts a recording that could not be rebuilt: `without_rows`, `gone` or `unreadable`."""
         setattr(self, kind, getattr(self, kind) + 1)
         names = self.names.setdefault(kind, [])
-        if len(names) < NAMED_MAX:
+        if len(names) < LISTED_NAMES_MAX:
             names.append(name)
 
     def as_dict(self) -> dict[str, Any]:

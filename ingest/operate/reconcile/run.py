@@ -27,7 +27,7 @@ from tasks.kafka.ranges import RangeError
 from tasks.refused import name_of
 from tasks.wire import Item
 
-AUDIT_READ_MAX = 1000
+AUDIT_ENTRIES_READ_MAX = 1000
 RULE_END_ACTIONS = ("tenant_revive", "tenant_limit")
 
 Progress = Callable[[int], None]
@@ -96,7 +96,7 @@ class _Audit:
         """
         actions = [
             action
-            for action in self._coordination.audited(AUDIT_READ_MAX)
+            for action in self._coordination.audited(AUDIT_ENTRIES_READ_MAX)
             if action.get("what") in RULE_END_ACTIONS
         ]
         for project in sorted({action.get("project", "") for action in actions}):

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from ingest.core.parse import ParseRules, Usual
-from ingest.reader.parsing.link import EXIT_MEMORY, Hello, Parser, receive_frame, send_frame
+from ingest.reader.parsing.link import EXIT_OUT_OF_MEMORY, Hello, Parser, receive_frame, send_frame
 
 
 def main(socket_fd: int, *arena_fds: int) -> None:
@@ -41,7 +41,7 @@ def main(socket_fd: int, *arena_fds: int) -> None:
     except (EOFError, OSError):
         return
     except MemoryError:
-        os._exit(EXIT_MEMORY)  # when out of memory, only an immediate exit is reliable
+        os._exit(EXIT_OUT_OF_MEMORY)  # when out of memory, only an immediate exit is reliable
 
 
 def limit_memory(bytes_max: int) -> None:

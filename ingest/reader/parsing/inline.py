@@ -21,7 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Drop, DropReason, Message, Outcome, Reject, TopicPartition
 from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from ingest.core.parse.envelope import identity_of, project_of
-from ingest.reader.parsing.link import EXIT_MEMORY, Arena, Hello, ask, receive_outcomes, send_frame
+from ingest.reader.parsing.link import EXIT_OUT_OF_MEMORY, Arena, Hello, ask, receive_outcomes, send_frame
 from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
 from tasks.units import MiB
@@ -254,7 +254,7 @@ class Child:
         self._hello = msgspec.msgpack.encode(hello)
         self._limits = {
             -signal.SIGXCPU: f"limit of {hello.cpu_seconds_max} s of CPU time",
-            EXIT_MEMORY: f"limit of {hello.memory_bytes_max // MiB} MiB of memory",
+            EXIT_OUT_OF_MEMORY: f"limit of {hello.memory_bytes_max // MiB} MiB of memory",
         }
         self._answer_seconds_max = answer_seconds_max
         self._arenas = [Arena() for _ in range(requests_max)]

@@ -30,7 +30,7 @@ from tasks.units import MiB
 ARENA_BYTES_MIN = 1 * MiB
 FRAME_BYTES_MAX = 1 << 31
 NEEDLE_BYTES = 64
-EXIT_MEMORY = 77
+EXIT_OUT_OF_MEMORY = 77
 """Exit status of a process that exceeded its memory limit."""
 _LENGTH = struct.Struct("<Q")
 

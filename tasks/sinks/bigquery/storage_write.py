@@ -96,7 +96,7 @@ class StorageWriteSink:
                 streams.finalize(stream.name, seconds_until(ends_at))
             except Exception as error:
                 failure = classify(error).about(f"Storage Write API, table {table}")
-                raise _advised(failure).error() from error
+                raise _with_advice(failure).error() from error
         return Report(f"{report.text}, and streams can be created", report.warnings, report.not_tested)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class StorageWriteSink:
             writer.streams.close()
 
 
-def _advised(failure: Failure) -> Failure:
+def _with_advice(failure: Failure) -> Failure:
     """Returns the error with advice appended to its message."""
     todo = {
         Blame.CREDENTIALS: "; grant roles/bigquery.dataEditor",

@@ -79,7 +79,7 @@ def written_rows(answer: Answer) -> int | None:
     return int(written) if isinstance(written, str) and written.isdecimal() else None
 
 
-def counts_no_rows(answer: Answer) -> bool:
+def reports_zero_rows(answer: Answer) -> bool:
     """Returns whether an otherwise valid response reports zero rows, as when a server skips an insert because of
     a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

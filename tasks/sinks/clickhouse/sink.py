@@ -27,7 +27,7 @@ from tasks.errors import PermanentSinkError
 from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.clickhouse.answers import counts_no_rows, failure_of
+from tasks.sinks.clickhouse.answers import failure_of, reports_zero_rows
 from tasks.sinks.clickhouse.errors import row_of
 from tasks.sinks.clickhouse.probe import TABLE as PROBE_TABLE
 from tasks.sinks.clickhouse.probe import failure_of_query, probe
@@ -244,7 +244,7 @@ class _Write:
             if isinstance(end, Failure):
                 return end.about(f"table {table}")
             failure = failure_of(end, len(positions))
-            if failure is None or not counts_no_rows(end):
+            if failure is None or not reports_zero_rows(end):
                 break
             # Either the server skipped the insert because it had already accepted this token, or the insert wrote
             # nothing. An insert with another token shows which of these happened.

@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.letters import sealed
 from tasks.kafka.options import producer_options
-from tasks.kafka.producing import unproven_delivery
+from tasks.kafka.producing import unconfirmed_delivery
 from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
@@ -198,7 +198,7 @@ def _recorder(
         if error is not None:
             reports[position] = KafkaException(error)
             return
-        lack = unproven_delivery(message)
+        lack = unconfirmed_delivery(message)
         reports[position] = Failure(Blame.NETWORK, lack, unproven=True) if lack else None
 
     return report

@@ -32,7 +32,7 @@ _RATE_LIMITED = "object mutation"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedObject:
     """The expected object. `crc32c`: base64, as in Cloud Storage."""
 
     bucket: str
@@ -51,7 +51,7 @@ def is_packed(name: str) -> bool:
     return name.split("/", 2)[1:2] == ["packed"]
 
 
-def difference(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
+def difference(wanted: WantedObject, resource: dict[str, Any] | None) -> str | None:
     """Describes how this object resource differs from the expected object. Returns None if the resource proves
     that the expected object is stored.
     """
@@ -85,7 +85,7 @@ class _Resource(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(_Resource).decode
 
 
-def is_proof(wanted: Wanted, answer: Answer) -> bool:
+def is_proof(wanted: WantedObject, answer: Answer) -> bool:
     """Returns whether this response is the object's resource. The check is optimized for speed, because it runs
     for nearly every upload.
     """
@@ -105,7 +105,7 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
     )
 
 
-def failure_of(wanted: Wanted, answer: Answer) -> Failure | None:
+def failure_of(wanted: WantedObject, answer: Answer) -> Failure | None:
     """Returns a `Failure` if this response to an upload does not prove that the object is durable with a matching
     checksum, otherwise None.
     """
@@ -129,7 +129,9 @@ def may_be_stored(answer: Answer, failure: Failure) -> bool:
     return answer.status in (403, 412) and failure.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
-def compare_stored(wanted: Wanted, refused: Answer, failure: Failure, found: Answer | Failure) -> Failure | None:
+def compare_stored(
+    wanted: WantedObject, refused: Answer, failure: Failure, found: Answer | Failure
+) -> Failure | None:
     """Returns a `Failure` for a refused upload, after comparing the upload with the object stored under its name.
     Returns None if an identical object is already stored.
     """
@@ -158,7 +160,7 @@ def is_name_rate_limited(failure: Failure) -> bool:
     return _RATE_LIMITED in failure.message
 
 
-def _not_comparable(wanted: Wanted, refused: Answer, failure: Failure, found: Answer) -> Failure:
+def _not_comparable(wanted: WantedObject, refused: Answer, failure: Failure, found: Answer) -> Failure:
     sorted_ = classify_answer(found)
     if found.status == 404:
         # 412 means that the object exists. If it is missing now, it has been deleted since, or another server
@@ -176,7 +178,7 @@ def _not_comparable(wanted: Wanted, refused: Answer, failure: Failure, found: An
     return sorted_.about(f"comparing {wanted.name}")
 
 
-def _too_large(wanted: Wanted, failure: Failure) -> Failure:
+def _too_large(wanted: WantedObject, failure: Failure) -> Failure:
     text = f"object of {wanted.size_bytes} bytes is too large: {failure.message}"
     if wanted.is_packed:
         advice = "raise the body limit of the proxy, or lower REPLAYS_BATCH_BYTES_MAX"
@@ -184,7 +186,7 @@ def _too_large(wanted: Wanted, failure: Failure) -> Failure:
     return Failure(Blame.ROW, text)
 
 
-def _blame_object(wanted: Wanted, failure: Failure) -> Failure:
+def _blame_object(wanted: WantedObject, failure: Failure) -> Failure:
     """Parks the batch of a packed object, because a dead letter could not list the object's many recordings."""
     if wanted.is_packed:
         return Failure(Blame.TABLE, f"packed object {failure.message}")

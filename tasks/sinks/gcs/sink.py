@@ -28,7 +28,14 @@ from google.api_core import exceptions as from_api
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.gcs.bucket import missing_rules, restrictions
-from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compare_stored, failure_of, is_packed, may_be_stored
+from tasks.sinks.gcs.objects import (
+    COMPARED_FIELDS,
+    WantedObject,
+    compare_stored,
+    failure_of,
+    is_packed,
+    may_be_stored,
+)
 from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
 from tasks.sinks.google.errors import advice, classify, classify_answer
 from tasks.sinks.http.answers import Answer, describe_answer
@@ -158,7 +165,7 @@ class _Probe:
 
     def store(self) -> Failure | None:
         """Stores the object. Returns None if the response proves this, by the same rules as for a recording."""
-        wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
+        wanted = WantedObject(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)
         if isinstance(end, Failure):

@@ -26,7 +26,7 @@ from tasks.settings import Settings
 from tasks.sinks.gcs.objects import (
     COMPARED_FIELDS,
     PROOF_FIELDS,
-    Wanted,
+    WantedObject,
     compare_stored,
     failure_of,
     is_name_rate_limited,
@@ -120,7 +120,7 @@ class Uploads:
         self._retries_left = max(RETRIES_MIN, int(len(items) * RETRY_SHARE_MAX))
         self._ready: deque[Key] = deque((Step.UPLOAD, name) for name in items)
         self._waiting: list[tuple[float, str]] = []
-        self._wanted: dict[str, Wanted] = {}
+        self._wanted: dict[str, WantedObject] = {}
         self._refusals: dict[str, tuple[Answer, Failure]] = {}
         self._tries: Counter[str] = Counter()
         self._failures: dict[str, Failure] = {}
@@ -166,7 +166,7 @@ class Uploads:
             return
         content = self._items[name].content
         if name not in self._wanted:
-            self._wanted[name] = Wanted(self._uploader.bucket, name, len(content), crc32c(content))
+            self._wanted[name] = WantedObject(self._uploader.bucket, name, len(content), crc32c(content))
         self._tries[name] += 1
         headers = [*self._headers, f"X-Goog-Hash: crc32c={self._wanted[name].crc32c}"]
         self._transfers.start(key, self._uploader.upload_url(name), headers, content, remaining_seconds)

@@ -18,7 +18,7 @@ from tasks.errors import shortened
 from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Failure
 
 DESCRIBED_CHARACTERS_MAX = 160
-DESCRIBED_BYTES_MAX = 2048
+DESCRIPTION_BYTES_MAX = 2048
 
 BLAME_BY_STATUS: dict[int, Blame] = {
     # The address, or a proxy in front of it, is wrong. Redirects are not followed, because that would turn a POST
@@ -139,7 +139,7 @@ def describe_answer(answer: Answer) -> str:
     """Returns a description of the response for operators: short, printable, without markup."""
     if not answer.body:
         return "an empty body"
-    text = answer.body[:DESCRIBED_BYTES_MAX].decode("utf-8", "replace")
+    text = answer.body[:DESCRIPTION_BYTES_MAX].decode("utf-8", "replace")
     size = f"{len(answer.body)} bytes" if answer.whole else f"more than {len(answer.body)} bytes"
     kind = answer.content_type.partition(";")[0].strip().lower()
     if "html" in kind or text.lstrip()[:1] == "<":

@@ -15,7 +15,7 @@ from ingest.core import events as on
 from ingest.core.model import Message
 from ingest.core.parse import ParseRules
 from ingest.local.load.produce import PROFILES, values
-from ingest.observe.costs import NONE, OTHER, TRACKED_MAX, Cost, Costs
+from ingest.observe.costs import NONE, OTHER, TRACKED_PROJECTS_MAX, Cost, Costs
 from ingest.observe.metrics import Metrics
 from ingest.reader.parsing.inline import InlineParser
 from ingest.reader.tenant_gate import TenantGate
@@ -106,7 +106,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
         counted.tick()
 
     assert counted.costs.recent()[0].project == "7"
-    assert len(counted.costs._recent) <= TRACKED_MAX + 2
+    assert len(counted.costs._recent) <= TRACKED_PROJECTS_MAX + 2
     assert total(counted.series) == pytest.approx(total(counted.exact))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ingest.core import commands as do
 from ingest.reader.erasures import Erasures
-from ingest.reader.settled import Settled
+from ingest.reader.settled import SettledOffset
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from tests.kit.core_reader import reader
 
@@ -14,7 +14,7 @@ from tests.kit.core_reader import reader
 def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
     """A decision that arrives while a batch is in flight is settled together with the batch."""
     runtime, gate = reader(), TenantGate()
-    settled = Settled(runtime.pipeline, gate)
+    settled = SettledOffset(runtime.pipeline, gate)
     runtime.segments(2)
     (before,) = runtime.dispatches()
     runtime.advance(0.1)
@@ -36,7 +36,7 @@ def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
 def test_a_decision_waits_for_an_open_batch() -> None:
     """A decision that arrives while a batch is open waits until the batch has settled."""
     runtime, gate = reader(), TenantGate()
-    settled = Settled(runtime.pipeline, gate)
+    settled = SettledOffset(runtime.pipeline, gate)
     runtime.segments(1)
     runtime.advance(0.1)
     gate.decide(TenantRules(), Erasures(), 7)

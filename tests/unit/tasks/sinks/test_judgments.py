@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
-from tasks.kafka.producing import unproven_delivery
+from tasks.kafka.producing import unconfirmed_delivery
 from tasks.sinks.bigquery import table as bigquery
 from tasks.sinks.clickhouse import table as clickhouse
 from tasks.sinks.clickhouse.answers import exception_of
@@ -256,4 +256,4 @@ def test_a_delivery_report_proves_a_record_by_its_offset() -> None:
     """A delivery report confirms a record only if it has an offset, which a record that was never sent does not
     have.
     """
-    assert unproven_delivery(Message()) is not None
+    assert unconfirmed_delivery(Message()) is not None
