@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, NoFault, SeveralErrors
 from ingest.local.servers.processes import free_port
 from ingest.local.stack import Stack
@@ -86,12 +86,12 @@ def main() -> int:
 
 
 def drain(
-    settings: Any, produced: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int
+    settings: Any, produced: ProducedTotals, proxy: FaultProxy, fault: Fault, turn_messages: int
 ) -> Iterator[Interval]:
     """Yields intervals of at least `turn_messages` committed messages, alternately without and with faults, until
     everything is committed. The warm-up before the first interval is not yielded.
     """
-    offsets = Committed(settings)
+    offsets = CommittedOffsets(settings)
     sources = [(settings.kafka_topic, partition) for partition in produced.ends]
     warm = faulty = False
     done = start = 0

@@ -28,11 +28,11 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from benchmarks.common import machine, show, write_json
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, NoFault, Refuse
 from ingest.local.servers.processes import free_port
 from ingest.local.stack import Stack
@@ -103,7 +103,7 @@ class Watch:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.kafka_topic
-        self._committed = Committed(settings)
+        self._committed = CommittedOffsets(settings)
         self._consumer = Consumer({"group.id": "outage-watch", **kafka_options(settings)})
         partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
         self._partitions = sorted(partitions)
@@ -136,7 +136,7 @@ class Load:
 
     def __init__(self, settings: Settings, rate: float, seed: int, manifest: Path) -> None:
         self.manifest = manifest
-        self.produced = Produced()
+        self.produced = ProducedTotals()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(settings, rate, seed), daemon=True)
         self._thread.start()
@@ -153,7 +153,7 @@ class Load:
             stop=self._ending.is_set,
         )
 
-    def stop(self) -> Produced:
+    def stop(self) -> ProducedTotals:
         """Stops, and returns what was produced."""
         self._ending.set()
         self._thread.join(60)

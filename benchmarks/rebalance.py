@@ -36,13 +36,13 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from benchmarks.common import machine, show, write_json
 from ingest.local.compare.metrics import read_metrics
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, log_lines_of
 from ingest.local.launch import SHORT_TIMEOUTS, temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import Child, free_port, wait_until
 from ingest.local.servers.statsd import Statsd
@@ -180,7 +180,7 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        offsets = Committed(self._fleet.settings)
+        offsets = CommittedOffsets(self._fleet.settings)
         sources = [(self._fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
         try:
             while not self._over.wait(POLL_SECONDS):
@@ -262,7 +262,7 @@ class Load:
         self.count, self.ended_at = count, float("inf")
         self.began = datetime.max.replace(tzinfo=UTC)
         self.random = random.Random(seed)
-        self._produced: Produced | None = None
+        self._produced: ProducedTotals | None = None
         self._thread = threading.Thread(target=self._run, args=(fleet, manifest, rate, seed))
 
     def _run(self, fleet: Fleet, manifest: Path, rate: float, seed: int) -> None:
@@ -280,7 +280,7 @@ class Load:
         commit."""
         time.sleep(self.random.uniform(0, BATCH_SECONDS))
 
-    def end(self) -> Produced:
+    def end(self) -> ProducedTotals:
         """Waits until every message is produced and acknowledged."""
         self._thread.join()
         if self._produced is None:

@@ -25,7 +25,7 @@ from benchmarks.servers import Bench
 from benchmarks.shapes import Shape
 from benchmarks.window import Mark, Window
 from benchmarks.workload import Load, Workload, delays_of, make_topic
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.report import ReconcileError
 from ingest.local.servers.processes import LocalError
 from ingest.settings import Settings
@@ -173,7 +173,7 @@ def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
     meter = Meter(roles)
     meter.start()
     try:
-        window = _watch(_Running(bench, shape, settings, load, meter, children, redis))
+        window = _watch(_RunningSystem(bench, shape, settings, load, meter, children, redis))
         result = _result(bench, shape, workload, window, meter)
         if shape.uses_redis:
             result.redis, result.redis_kinds = redis.server(), redis.by_kind()
@@ -189,7 +189,7 @@ def run(bench: Bench, shape: Shape, workload: Workload) -> Result:
 
 
 @dataclass(frozen=True, slots=True)
-class _Running:
+class _RunningSystem:
     """A running system."""
 
     bench: Bench
@@ -212,10 +212,10 @@ class _Running:
             raise LocalError(f"{self.shape.label}: {'ended' if dead else 'not done in time'}\n{tails}")
 
 
-def _watch(running: _Running) -> Window:
+def _watch(running: _RunningSystem) -> Window:
     """Observes the commits until all segments are committed, and returns the measured part of the run."""
     shape, settings = running.shape, running.settings
-    offsets = Committed(settings)
+    offsets = CommittedOffsets(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
     deadline = time.monotonic() + RUN_SECONDS_MAX + shape.count / SEGMENTS_PER_SECOND_MIN
     window = Window(shape.warm, shape.count - shape.tail)

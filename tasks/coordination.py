@@ -239,13 +239,13 @@ def seconds_of(clock: tuple[int, int]) -> float:
     return clock[0] + clock[1] / 1e6
 
 
-class _Seen(msgspec.Struct):
+class _LastSeen(msgspec.Struct):
     seen_at: float
 
 
 def _silent_seconds(entry: bytes, now: float) -> float:
     """Returns the age of an entry in seconds. Raises one of the exceptions in UNREADABLE."""
-    return max(0.0, now - msgspec.json.decode(entry, type=_Seen).seen_at)
+    return max(0.0, now - msgspec.json.decode(entry, type=_LastSeen).seen_at)
 
 
 def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:

@@ -43,7 +43,7 @@ OPTIONS = (*TLS_OPTIONS, "health_check_interval")
 SOCKET_DATABASE = ("virtual_host", "db")
 
 
-class WrongAddress(ValueError):
+class InvalidAddress(ValueError):
     """The URL is invalid. The message states why and contains no secrets."""
 
 
@@ -94,11 +94,11 @@ class RedisAddress:
 
 
 def parse(url: str) -> RedisAddress:
-    """Parses the URL. Raises WrongAddress."""
+    """Parses the URL. Raises InvalidAddress."""
     parts = [_split(part) for part in url.rstrip(";").split(";")]
     schemes = {part.scheme for part in parts}
     if len(schemes) > 1 or (len(parts) > 1 and schemes != {Scheme.SENTINEL}):
-        raise WrongAddress("only sentinel:// accepts several hosts, each prefixed with sentinel://")
+        raise InvalidAddress("only sentinel:// accepts several hosts, each prefixed with sentinel://")
     scheme = Scheme(parts[0].scheme)
     options = _options(parts)
     _refuse_unknown(scheme, options)
@@ -133,12 +133,12 @@ def _split(text: str) -> SplitResult:
     except ValueError:  # a non-numeric port, or an unclosed bracket
         known = False
     if not known or url.fragment or not re.fullmatch(r"[\w.:%-]*", url.hostname or ""):
-        raise WrongAddress(f"is not of the form {FORM}")
+        raise InvalidAddress(f"is not of the form {FORM}")
     if url.scheme == Scheme.SOCKET:
         if url.hostname or len(url.path) < 2:
-            raise WrongAddress("redis+socket:// needs an absolute path, as in redis+socket:///run/redis.sock")
+            raise InvalidAddress("redis+socket:// needs an absolute path, as in redis+socket:///run/redis.sock")
     elif not re.fullmatch(r"/?\d*", url.path):
-        raise WrongAddress(f"is not of the form {FORM}")
+        raise InvalidAddress(f"is not of the form {FORM}")
     return url
 
 
@@ -151,38 +151,38 @@ def _options(parts: list[SplitResult]) -> dict[str, str]:
     for part in parts:
         for name, value in parse_qsl(part.query, keep_blank_values=True):
             if found.setdefault(name, value) != value:
-                raise WrongAddress(f"{name} is given twice, with different values")
+                raise InvalidAddress(f"{name} is given twice, with different values")
     return found
 
 
 def _refuse_unknown(scheme: Scheme, options: Mapping[str, str]) -> None:
     for name in sorted(options):
         if name in SETTING_BY_OPTION:
-            raise WrongAddress(
+            raise InvalidAddress(
                 f"the option {name} is not supported: set REPLAYS_{SETTING_BY_OPTION[name]} instead"
             )
         if name in SOCKET_DATABASE and scheme is not Scheme.SOCKET:
-            raise WrongAddress(
+            raise InvalidAddress(
                 f"the option {name} is not supported: the database is the path, as in {scheme}://host/3"
             )
         if name not in (*OPTIONS, *SOCKET_DATABASE):
-            raise WrongAddress(f"the option {name} is not supported; those that are: {', '.join(OPTIONS)}")
+            raise InvalidAddress(f"the option {name} is not supported; those that are: {', '.join(OPTIONS)}")
         if name in TLS_OPTIONS and scheme in (Scheme.PLAIN, Scheme.SOCKET):
-            raise WrongAddress(f"the option {name} needs TLS, which {scheme}:// does not have")
+            raise InvalidAddress(f"the option {name} needs TLS, which {scheme}:// does not have")
 
 
 def _socket_database(options: Mapping[str, str]) -> int:
     text = _common_value("database", [options.get(name, "") for name in SOCKET_DATABASE]) or "0"
     if not text.isdecimal():
-        raise WrongAddress("virtual_host has to be the number of a database")
+        raise InvalidAddress("virtual_host has to be the number of a database")
     return int(text)
 
 
 def _common_value(what: str, values: list[str]) -> str:
-    """Returns the one value that was given; "" if there is none. Raises WrongAddress if the values differ."""
+    """Returns the one value that was given; "" if there is none. Raises InvalidAddress if the values differ."""
     distinct = sorted({value for value in values if value})
     if len(distinct) > 1:
-        raise WrongAddress(f"has more than one {what}")
+        raise InvalidAddress(f"has more than one {what}")
     return distinct[0] if distinct else ""
 
 
@@ -191,14 +191,14 @@ def _one_of(name: str, options: Mapping[str, str], allowed: Mapping[str, Value],
         return default
     found = allowed.get(options[name], allowed.get(options[name].lower()))
     if found is None:
-        raise WrongAddress(f"{name} has to be one of {', '.join(allowed)}")
+        raise InvalidAddress(f"{name} has to be one of {', '.join(allowed)}")
     return found
 
 
 def _health_check(options: Mapping[str, str]) -> int:
     text = options.get("health_check_interval", str(HEALTH_CHECK_SECONDS))
     if not text.isdecimal() or not 1 <= int(text) <= 3600:
-        raise WrongAddress("health_check_interval has to be 1 to 3600 seconds")
+        raise InvalidAddress("health_check_interval has to be 1 to 3600 seconds")
     return int(text)
 
 

@@ -13,7 +13,7 @@ from tasks.addresses import HOST as HOST_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class SettingFormat:
     """A pattern that the whole text must match, and its description."""
 
     pattern: re.Pattern[str]
@@ -21,40 +21,40 @@ class Form:
 
 
 TOPIC_CHARACTERS_MAX = 249
-TOPIC = Form(
+TOPIC = SettingFormat(
     re.compile(rf"(?!\.{{1,2}}$)[A-Za-z0-9._-]{{1,{TOPIC_CHARACTERS_MAX}}}"),
     f"1 to {TOPIC_CHARACTERS_MAX} letters, digits, dots, underscores and dashes, as Kafka names topics",
 )
-DEFAULT_TOPIC = Form(re.compile(rf"(?:{TOPIC.pattern.pattern})?"), f"empty, or {TOPIC.allowed}")
-INSTANCE = Form(
+DEFAULT_TOPIC = SettingFormat(re.compile(rf"(?:{TOPIC.pattern.pattern})?"), f"empty, or {TOPIC.allowed}")
+INSTANCE = SettingFormat(
     DEFAULT_TOPIC.pattern, f"empty, or up to {TOPIC_CHARACTERS_MAX} letters, digits, dots, underscores and dashes"
 )
-GROUP = Form(re.compile(r"\S(?:.{0,253}\S)?"), "1 to 255 characters, without spaces around them")
-BUCKET = Form(
+GROUP = SettingFormat(re.compile(r"\S(?:.{0,253}\S)?"), "1 to 255 characters, without spaces around them")
+BUCKET = SettingFormat(
     re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
     "3 to 222 lower-case letters, digits, dots, underscores and dashes, as Cloud Storage names buckets",
 )
-PROJECT = Form(
+PROJECT = SettingFormat(
     re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}"),
     "a Google Cloud project id: lower-case letters, digits and dashes, prefixed with example.com: for a domain",
 )
-LOCATION = Form(re.compile(r"[A-Za-z0-9-]{0,64}"), "empty, or a location such as EU or europe-west1")
-HOST = Form(HOST_PATTERN, "a host name or an IP address, without scheme and port")
-USER = Form(re.compile(r"(?:\S(?:.{0,253}\S)?)?"), "up to 255 characters, without spaces around them")
+LOCATION = SettingFormat(re.compile(r"[A-Za-z0-9-]{0,64}"), "empty, or a location such as EU or europe-west1")
+HOST = SettingFormat(HOST_PATTERN, "a host name or an IP address, without scheme and port")
+USER = SettingFormat(re.compile(r"(?:\S(?:.{0,253}\S)?)?"), "up to 255 characters, without spaces around them")
 
-SOCKET = Form(
+SOCKET = SettingFormat(
     re.compile(r"(?:(?:(?:unix|unixgram|unixstream)://)?/\S+)?"),
     "empty, or an absolute path, optionally prefixed with unix://, unixgram:// or unixstream://",
 )
 
 _ADDRESS = r"[^\s@|*^$()\[\]{}\\]+@[A-Za-z0-9.-]+"
 # Flower compares addresses literally, except for one `.*`; in any other pattern, no address would match.
-EMAILS = Form(
+EMAILS = SettingFormat(
     re.compile(rf"(?:{_ADDRESS}(?:\|{_ADDRESS})*|[^\s@|*^$()\[\]{{}}\\]*\.\*@[A-Za-z0-9.-]+)?"),
     "addresses separated by |, or .*@example.com for all addresses of a domain",
 )
 
-FORMS: Mapping[str, Form] = {
+FORMS: Mapping[str, SettingFormat] = {
     "bigquery_location": LOCATION,
     "bigquery_project": PROJECT,
     "clickhouse_user": USER,

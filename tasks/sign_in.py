@@ -23,7 +23,7 @@ WRONG_LOGIN = "use a user:password pair from REPLAYS_FLOWER_BASIC_AUTH"
 log = structlog.get_logger("sign_in")
 
 
-class Throttled(Exception):
+class SignInThrottled(Exception):
     """Too many sign-in attempts have failed. For the next `seconds` seconds, attempts are refused without a check
     of the password.
     """
@@ -49,7 +49,7 @@ class Throttle:
         return 0.0 if doublings < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doublings)
 
     def raise_if_throttled(self) -> None:
-        """Raises Throttled unless an attempt may be checked now."""
+        """Raises SignInThrottled unless an attempt may be checked now."""
         now = self._clock()
         if now - self._failed_at >= FAILURES_RESET_SECONDS:
             self._failures = 0
@@ -58,7 +58,7 @@ class Throttle:
             self._refused += 1
             if self._refused == 1:  # logs one line per delay, regardless of the number of attempts
                 log.warning("sign_in_throttled", failures=self._failures, wait_seconds=round(left, 1))
-            raise Throttled(left)
+            raise SignInThrottled(left)
 
     def failed(self, way: str) -> None:
         """Records a failed attempt. `way`: kind of login, for the log."""

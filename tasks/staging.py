@@ -64,7 +64,7 @@ SEAL = "seal/"
 UNSEALED_MARK = b"1"
 
 
-class _Begun(IntEnum):
+class _BeginResult(IntEnum):
     """Result of `begin`."""
 
     STARTED = 0
@@ -328,11 +328,11 @@ class Staging:
         Incompatible for a batch of a newer release.
         """
         found, *got = self._start(batch, task, task_id, request)
-        if found == _Begun.DONE:
+        if found == _BeginResult.DONE:
             if not self._seals.active or self._done(batch, task, got):
                 return None
             found, *got = self._start(batch, task, task_id, request, ignore_mark=True)
-        if found == _Begun.GONE:
+        if found == _BeginResult.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
         starts, left, data, seal, left_seal, _, answer, payload = got
         permit = None if answer is None else read_permit(answer)

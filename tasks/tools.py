@@ -12,7 +12,7 @@ from tasks.observe import metrics
 from tasks.settings import Settings
 from tasks.sinks import build
 from tasks.sinks.base import Sink
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.staging import Staging
 from tasks.wire import SinkName
 
@@ -39,4 +39,4 @@ class WorkerContext:
 
 
 # Created after the fork, because connections must not be shared with the parent.
-tools: PerProcess[WorkerContext] = PerProcess(lambda: WorkerContext(load_fleet()))
+tools: PerProcessValue[WorkerContext] = PerProcessValue(lambda: WorkerContext(load_fleet()))

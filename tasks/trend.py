@@ -34,7 +34,7 @@ class _Snapshot(msgspec.Struct, frozen=True):
     partitions: tuple[_Partition, ...] = ()
 
 
-class _Beat(msgspec.Struct, frozen=True):
+class _Heartbeat(msgspec.Struct, frozen=True):
     seen_at: float
     messages_per_second: float = 0.0
     bytes_per_second: float = 0.0
@@ -56,7 +56,7 @@ class Trend(msgspec.Struct, frozen=True):
     delay_seconds: tuple[float | None, ...]
 
 
-_beats = msgspec.json.Decoder(_Beat)
+_beats = msgspec.json.Decoder(_Heartbeat)
 _samples = msgspec.json.Decoder(tuple[float, float, float, float])
 
 

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from ingest.core.limits import Limits
 
 
-class Change(Enum):
+class BackpressureChange(Enum):
     """The action that the consumer must take."""
 
     PAUSE = auto()
@@ -32,7 +32,7 @@ class Backpressure:
         """True if messages may be taken now."""
         return self._full_since is None
 
-    def update(self, batches: int, size_bytes: int, now: float) -> Change | None:
+    def update(self, batches: int, size_bytes: int, now: float) -> BackpressureChange | None:
         """Updates the state from the number of unsettled batches and the bytes of open and unsettled batches."""
         limits = self._limits
         if self._full_since is None:
@@ -43,9 +43,9 @@ class Backpressure:
             self._full_since = None
             if self.paused:
                 self.paused = False
-                return Change.RESUME
+                return BackpressureChange.RESUME
             return None
         if not self.paused and now - self._full_since >= limits.pause_after_seconds:
             self.paused = True
-            return Change.PAUSE
+            return BackpressureChange.PAUSE
         return None

@@ -21,7 +21,7 @@ from typing import Any
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.backpressure import Backpressure, Change
+from ingest.core.backpressure import Backpressure, BackpressureChange
 from ingest.core.cut_record import Budget
 from ingest.core.flight import NO_SINKS, Flight, Phase
 from ingest.core.ledger import Ledger
@@ -548,9 +548,9 @@ class Pipeline:
             held_bytes += owned.held_bytes
         self._room_bytes = self.limits.in_flight_bytes_max - held_bytes
         change = self._backpressure.update(flights, held_bytes, now)
-        if change is Change.PAUSE:
+        if change is BackpressureChange.PAUSE:
             yield do.Pause(self.sources)
-        elif change is Change.RESUME and not self.paused:
+        elif change is BackpressureChange.RESUME and not self.paused:
             yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.blocked))
         for source, owned in self._owned.items():
             held = self._hold(source, owned)

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.report import ReconcileError
 from ingest.local.launch import CURRENT_INSTALLATION, SHORT_TIMEOUTS, Installation, settings_of
 from ingest.local.servers.base import answers_http
@@ -183,7 +183,7 @@ class Fleet:
     def committed(self, partitions: int = 4) -> dict[int, int]:
         """Returns the group's committed offset for each partition; 0 if a partition has none. Raises
         ReconcileError."""
-        group = Committed(self.settings)
+        group = CommittedOffsets(self.settings)
         try:
             topic = self.settings.kafka_topic
             return {number: at for (_, number), at in group.of((topic, n) for n in range(partitions)).items()}
@@ -196,7 +196,7 @@ class Fleet:
         Returns the seconds waited. Raises LocalError.
         """
         began = time.monotonic()
-        group = Committed(self.settings)
+        group = CommittedOffsets(self.settings)
         wanted = {(self.settings.kafka_topic, partition): end for partition, end in ends.items()}
         found: dict[tuple[str, int], int] = {}
         try:

@@ -61,7 +61,7 @@ def broker_prefix(settings: Settings) -> str:
     return str(configuration(settings)["broker_transport_options"]["global_keyprefix"])
 
 
-class Reported:
+class ReportedProblems:
     """Logs each problem with servers and workers once when it begins and once when it ends."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class FleetWatch:
         self._metrics = metrics
         self._client: Any = connect(settings, retries=0)
         self._redis_problem = "not checked yet"
-        self._reported = Reported()
+        self._reported = ReportedProblems()
         self._kind_is_known = False
         self.loop = Loop("fleet-watch", self.check, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 

@@ -21,7 +21,7 @@ from tasks.coordination import Coordination
 from tasks.release import RELEASE
 
 
-class Unowned(msgspec.Struct, frozen=True):
+class UnownedPartition(msgspec.Struct, frozen=True):
     """A partition without an owner. `lag_messages` is -1 if unknown."""
 
     partition: int
@@ -51,7 +51,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     rejects: dict[str, int] = {}
     decisions_settled: int = -1
     snapshot: Snapshot = Snapshot(now=0.0)
-    unowned: tuple[Unowned, ...] = ()
+    unowned: tuple[UnownedPartition, ...] = ()
     release: str = ""
     costs: tuple[ProjectCost, ...] = ()
     bigquery_write: str = ""
@@ -89,7 +89,7 @@ class HeartbeatSource:
             end_to_end_p99_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
             rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
             snapshot=metrics.snapshot,
-            unowned=tuple(Unowned(*partition) for partition in sorted(unowned.items())),
+            unowned=tuple(UnownedPartition(*partition) for partition in sorted(unowned.items())),
             release=RELEASE,
             costs=metrics.costs,
             bigquery_write=self._settings.bigquery_write,

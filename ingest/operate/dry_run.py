@@ -64,7 +64,7 @@ class DryRun:
         Topics(settings).verify_reachable()  # otherwise the result would be the same as for an empty topic
         config = {**consumer_config(settings), "group.id": f"{settings.kafka_group}-dry-run-{os.getpid()}"}
         config.pop("group.instance.id", None)
-        source = _Uncommitted(config, settings.kafka_topic, self._inbox, "earliest")
+        source = _UncommittedSource(config, settings.kafka_topic, self._inbox, "earliest")
         parser = InlineParser(rules_of(settings), TenantGate(), time.monotonic)
         pipeline = Pipeline(limits_of(settings))
         runtime = Runtime(pipeline, source, self, parser, self._inbox, time.monotonic, self._observe)
@@ -138,7 +138,7 @@ class DryRun:
         return Group(table, notes) if notes.row_count else table
 
 
-class _Uncommitted(KafkaSource):
+class _UncommittedSource(KafkaSource):
     """Reports every commit as stored without storing it."""
 
     def commit(self, command: do.Commit) -> None:

@@ -15,7 +15,7 @@ from redis import Redis
 from ingest.core.model import Stage
 from ingest.observe.costs import NONE, OTHER, ProjectCost
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
-from ingest.observe.heartbeat import Heartbeat, Unowned
+from ingest.observe.heartbeat import Heartbeat, UnownedPartition
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
@@ -97,7 +97,7 @@ class Status(msgspec.Struct, frozen=True):
     redis: RedisStatus
     rejects: dict[str, int]
     workers: tuple[WorkerStatus, ...] = ()
-    unowned: tuple[Unowned, ...] = ()
+    unowned: tuple[UnownedPartition, ...] = ()
     queues_without_worker: tuple[str, ...] = ()
     costs: tuple[ProjectCost, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -178,7 +178,7 @@ def costs(reader_costs: Iterable[Iterable[ProjectCost]]) -> tuple[ProjectCost, .
     )
 
 
-def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
+def _unowned(readers: Iterable[ReaderStatus]) -> tuple[UnownedPartition, ...]:
     """Merges the unowned partitions that the readers reported, without duplicates. The reports can differ, because
     readers describe their group at different times.
     """

@@ -20,7 +20,7 @@ from tasks.wire import DeadLetter, Item, Manifest, SinkName, TaskEntry, TaskName
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedBatch:
     """A batch's manifest and, by task name, the bytes of its flush tasks."""
 
     manifest: Manifest
@@ -41,7 +41,7 @@ class Encoder:
     packed: bool = False
     seals: Seals = UNSEALED
 
-    def encode(self, batch: Batch) -> Encoded:
+    def encode(self, batch: Batch) -> EncodedBatch:
         """Encodes all tasks of the batch and its manifest."""
         digest = xxhash.xxh3_128()
         entries, payloads = [], {}
@@ -63,7 +63,7 @@ class Encoder:
             epoch=batch.epoch,
             tasks=tuple(entries),
         )
-        return Encoded(manifest, payloads)
+        return EncodedBatch(manifest, payloads)
 
     def payloads(self, batch: Batch, stage: Stage, names: Iterable[str]) -> dict[str, bytes]:
         """Re-encodes the items of the named tasks, which all belong to `stage`. Returns the bytes by task name."""

@@ -17,7 +17,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ingest.observe.fleet import Reported
+from ingest.observe.fleet import ReportedProblems
 from ingest.reader.erasures import erasures_of
 from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
 from ingest.settings import Settings
@@ -117,7 +117,7 @@ class TenantRefresh:
         self._gate = gate
         self._rules = TenantRules()
         self._reader: DecisionReader | None = None
-        self._reported = Reported()
+        self._reported = ReportedProblems()
         self.loop = Loop(
             "tenant-rules",
             self.refresh,

@@ -79,7 +79,7 @@ def run(options: Options, *, say: Say, as_json: Callable[[Any], None] | None = N
                 programs = _programs(stack, say, ending)
                 try:
                     programs.start()
-                    running = _Running(stack, programs, options, sockets[0].getsockname()[1], say)
+                    running = _RunningTrial(stack, programs, options, sockets[0].getsockname()[1], say)
                     running.announce(time.monotonic() - began, as_json)
                     asyncio.run(running.serve(sockets, ending, options.seconds))
                     say("stopping")
@@ -107,7 +107,7 @@ def _programs(stack: Stack, say: Say, ending: threading.Event) -> Programs:
     return Programs(stack, environment, {}, progress=say, ending=ending.is_set, chosen=PROGRAMS)
 
 
-class _Running:
+class _RunningTrial:
     """The web pages and the endpoint, which need the running programs."""
 
     def __init__(self, stack: Stack, programs: Programs, options: Options, port: int, say: Say) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ingest.settings import Settings
-from ingest.trial.endpoint.messages import Produced
+from ingest.trial.endpoint.messages import ProducedMessage
 from ingest.web.journey import Journeys, journeys
 from ingest.web.model import NotFound, ReadError, SegmentFacts, SegmentState
 from ingest.web.reads import Reads
@@ -56,7 +56,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, Session] = OrderedDict()
 
-    def add(self, produced: Produced) -> None:
+    def add(self, produced: ProducedMessage) -> None:
         """Records a segment that Kafka has acknowledged."""
         with self._lock:
             session = self._known.pop(produced.replay_id, None) or Session()

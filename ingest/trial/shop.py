@@ -22,7 +22,7 @@ from ingest.trial.endpoint.handler import Endpoint
 from ingest.trial.sessions import Progress, Sessions
 from ingest.web.login import SESSION_SECONDS, Login, Visitor
 from ingest.web.reads import Reads
-from tasks.sign_in import Throttled
+from tasks.sign_in import SignInThrottled
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
@@ -86,7 +86,7 @@ class Handler(web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
-        if isinstance(error, Throttled):
+        if isinstance(error, SignInThrottled):
             self.set_status(429)
             text = str(error)
         self.set_header("Content-Type", "text/plain; charset=utf-8")

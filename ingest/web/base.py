@@ -25,7 +25,7 @@ from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.operator_service import OperatorService, Refused
 from ingest.web.reads import Reads
-from tasks.sign_in import Throttled
+from tasks.sign_in import SignInThrottled
 
 LOCAL_HOST_NAMES = frozenset(("127.0.0.1", "localhost"))
 KNOWN_REPLAYS_MAX = 64
@@ -219,7 +219,7 @@ class Handler(web.RequestHandler):
                 status_code, text = status, str(error)
         if isinstance(error, Refused):
             status_code, text = error.status, str(error)
-        if isinstance(error, Throttled):
+        if isinstance(error, SignInThrottled):
             status_code, text = 429, str(error)
             self.set_header("Retry-After", str(max(1, round(error.seconds + 0.5))))
         if status_code == 401 and self.state.login.has_passwords:
@@ -228,7 +228,7 @@ class Handler(web.RequestHandler):
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """Logs a traceback only for errors that the page does not show."""
-        if not isinstance(value, (NotFound, BlobError, ReadError, Refused, Throttled, web.HTTPError)):
+        if not isinstance(value, (NotFound, BlobError, ReadError, Refused, SignInThrottled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
     def flag_argument(self, name: str) -> bool:

@@ -47,7 +47,7 @@ class Visitor:
 
 class Login:
     """Checks the login links, passwords and session cookies of one server. Methods that check credentials return
-    a Visitor or None; those for links and passwords raise Throttled.
+    a Visitor or None; those for links and passwords raise SignInThrottled.
 
     When a link has been used, `on_new_link` is called with the path of a new link, for another browser.
     `command`: the command that prints the links, for use in error messages.

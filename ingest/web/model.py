@@ -21,7 +21,7 @@ class NotFound(LookupError):
     """Raised if the replay or segment does not exist."""
 
 
-class WasErased(NotFound):
+class ReplayErased(NotFound):
     """Raised if the replay was erased by an operator."""
 
 

@@ -14,7 +14,7 @@ from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.operate.erase.tombstones import erased
 from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
-from ingest.web.model import Filter, NotFound, Replay, SegmentFacts, Segments, WasErased
+from ingest.web.model import Filter, NotFound, Replay, ReplayErased, SegmentFacts, Segments
 from ingest.web.recordings import EventsPage
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores
@@ -58,7 +58,7 @@ class Reads:
             tombstone = erased(self._settings, replay_id.replace("-", "").lower(), project_id)
             if tombstone is None:
                 raise
-            raise WasErased(
+            raise ReplayErased(
                 f"replay {replay_id} was erased on {utc_text(float(tombstone['at']))} UTC"
             ) from failure
 

@@ -14,7 +14,7 @@ from ingest.web.model import NotFound, ReadError
 from tasks.settings import Settings
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.stored import StoredLocation, read_stored
 
 QUERY_SECONDS_MAX = 20
@@ -28,8 +28,8 @@ class Stores:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._clickhouse = PerProcess(lambda: clickhouse.client(settings))
-        self._gcs = PerProcess(lambda: gcs.client(settings))
+        self._clickhouse = PerProcessValue(lambda: clickhouse.client(settings))
+        self._gcs = PerProcessValue(lambda: gcs.client(settings))
 
     def query(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Returns the rows of a read-only query. Raises ReadError."""

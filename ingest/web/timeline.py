@@ -76,7 +76,7 @@ class HttpMessage(msgspec.Struct):
         return len(self.body) + sum(len(name) + len(value) for name, value in self.headers.items())
 
 
-class Captured(msgspec.Struct):
+class CapturedRequest(msgspec.Struct):
     """Headers and bodies of a request and its response, for URLs that the application lets the SDK capture."""
 
     request: HttpMessage | None
@@ -103,7 +103,7 @@ class Mark(msgspec.Struct):
     times: int = 1
     detail: Detail = {}
     event: str = ""
-    captured: Captured | None = None
+    captured: CapturedRequest | None = None
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
@@ -159,7 +159,7 @@ class _Pointer(msgspec.Struct):
     y: float | None = None
 
 
-class _Incremental(msgspec.Struct):
+class _IncrementalEvent(msgspec.Struct):
     data: _Pointer
 
 
@@ -268,7 +268,7 @@ class _Reader:
         return f"{self.segment_id}-{self.index}"
 
     def _incremental(self, raw: msgspec.Raw | bytes | bytearray, at_ms: int) -> None:
-        pointer = msgspec.json.decode(raw, type=_Incremental).data
+        pointer = msgspec.json.decode(raw, type=_IncrementalEvent).data
         if pointer.source == MOUSE_INTERACTION and pointer.type == MOUSE_CLICK and len(self._pointer) < MARKS_MAX:
             detail: Detail = {"node": pointer.id, "x": pointer.x, "y": pointer.y}
             self._pointer.append(
@@ -524,7 +524,7 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
     if status == 0:  # what an SDK sends for a request that failed without a response
         detail["failed"] = "no response"
     level = "bad" if status == 0 else _status_level(status)
-    captured = Captured(_http_message(data.get("request")), _http_message(data.get("response")))
+    captured = CapturedRequest(_http_message(data.get("request")), _http_message(data.get("response")))
     has_some = captured.request is not None or captured.response is not None
     return Mark(
         at_ms, "network", segment_id, url, level, took, detail=detail, captured=captured if has_some else None

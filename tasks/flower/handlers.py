@@ -28,7 +28,7 @@ from tasks.flower.templates import with_parked_link
 from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
-from tasks.sign_in import Throttle, Throttled, credentials, is_one_of
+from tasks.sign_in import SignInThrottled, Throttle, credentials, is_one_of
 
 SIGNED_IN = "replays_signed_in"
 ACTIONS = b'<div class="detail-actions">'
@@ -98,7 +98,7 @@ def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[An
         try:
             if handler.get_secure_cookie(SIGNED_IN) is None:
                 throttle.raise_if_throttled()
-        except Throttled as error:
+        except SignInThrottled as error:
             raise web.HTTPError(429, str(error)) from error
         if not is_one_of(given, people):
             throttle.failed("flower")

@@ -180,7 +180,7 @@ def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | Non
     return Mark(_text(named[MARK]), _text(named.get(DIGEST)))
 
 
-class Sealed(StrEnum):
+class SealStatus(StrEnum):
     """Result of verifying the seal of a dead-letter record."""
 
     YES = "yes"
@@ -195,14 +195,14 @@ def sealed(seals: Seals, topic: str, key: bytes | None, value: bytes | None, hea
     return (*headers, (SEAL, seals.seal(Purpose.LETTER, *_sealed_parts(topic, key, value, headers))))
 
 
-def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Sealed:
+def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> SealStatus:
     """Verifies the seal of a record of the dead-letter topic."""
     found = [given for name, given in headers if name == SEAL]
     seal = found[0] if len(found) == 1 else b"several" if found else None
     rest = tuple(pair for pair in headers if pair[0] != SEAL)
     if not seals.verifies(seal, Purpose.LETTER, *_sealed_parts(topic, key, value, rest)):
-        return Sealed.NO
-    return Sealed.YES if seals.active and seal else Sealed.UNKNOWN
+        return SealStatus.NO
+    return SealStatus.YES if seals.active and seal else SealStatus.UNKNOWN
 
 
 def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:

@@ -47,7 +47,7 @@ class Watch:
     error: str = ""
 
 
-class Recent:
+class RecentDurations:
     """Durations of this process's last runs per sink, published to Redis every PUBLISH_SECONDS.
 
     Processes overwrite each other's value; each value is still precise enough to show whether a sink takes
@@ -80,7 +80,7 @@ class Recent:
             pipe.execute()
 
 
-_recent = Recent()
+_recent = RecentDurations()
 
 
 def sinks_key(settings: Settings) -> str:

@@ -22,7 +22,7 @@ class Level(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class SinkCheckResult:
     """The result of one sink's check.
 
     `text`: one line about the server or its problem. `transient`: the error may be temporary. `warnings` and
@@ -79,20 +79,20 @@ def build(name: str, settings: Settings) -> Sink[Any]:
     raise ValueError(f"no sink is called {name!r}")
 
 
-def check(name: str, settings: Settings) -> Checked:
+def check(name: str, settings: Settings) -> SinkCheckResult:
     """Tests the sink called `name`; writes and deletes a probe if possible."""
     sink = build(name, settings)
     try:
         report: Report = sink.check()
     except SinkError as error:
-        return Checked(name, Level.ERROR, str(error), transient=isinstance(error, TransientSinkError))
+        return SinkCheckResult(name, Level.ERROR, str(error), transient=isinstance(error, TransientSinkError))
     finally:
         sink.close()
     level = Level.WARNING if report.warnings else Level.OK
-    return Checked(name, level, report.text, warnings=report.warnings, not_tested=report.not_tested)
+    return SinkCheckResult(name, level, report.text, warnings=report.warnings, not_tested=report.not_tested)
 
 
-def check_all(settings: Settings) -> list[Checked]:
+def check_all(settings: Settings) -> list[SinkCheckResult]:
     """Checks all enabled sinks concurrently, and returns the results in the order of the settings."""
     with ThreadPoolExecutor(len(settings.sinks)) as pool:
         return list(pool.map(lambda name: check(name, settings), settings.sinks))

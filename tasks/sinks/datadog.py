@@ -21,7 +21,7 @@ from tasks.settings import Settings
 from tasks.sinks import agent
 from tasks.sinks.base import Report
 from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import Metric, MetricKind
 
 # At least the total length of `:`, `|c`, `|#`, the newline, and the longest text form of a float (24 characters).
@@ -44,7 +44,7 @@ class DatadogSink:
         self._settings = settings
         self._over_udp = not settings.datadog_socket
         self._packet_bytes = UDP_OPTIMAL_PAYLOAD_LENGTH if self._over_udp else UDS_OPTIMAL_PAYLOAD_LENGTH
-        self._statsd = PerProcess(self._open)
+        self._statsd = PerProcessValue(self._open)
         self._lock = threading.Lock()
 
     def _open(self) -> DogStatsd:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class PerProcess(Generic[T]):
+class PerProcessValue(Generic[T]):
     """Calls `make` once in each process that needs a client.
 
     A client inherited from the parent process is neither used nor closed, because its sockets belong to the

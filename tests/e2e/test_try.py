@@ -20,7 +20,7 @@ from tests.kit.browser import CHROMIUM, needs_chromium
 from tests.kit.paths import ROOT
 from tools.pictures.running import running_try_command
 from tools.sdks.comparing import Facts, compared, facts_of, sdk_version_of
-from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, Done, use_the_shop, watched
+from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, PerformedActions, use_the_shop, watched
 
 pytestmark = [pytest.mark.timeout(300), needs_chromium]
 SDK_VERSION = json.loads((ROOT / "ingest/trial/static/vendor/VERSIONS.json").read_text())["@sentry/browser"]
@@ -32,7 +32,7 @@ def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
 
     Ctrl-C removes everything.
     """
-    done = Done()
+    done = PerformedActions()
     with running_try_command() as trial, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": VIEWPORT_WIDTH, "height": VIEWPORT_HEIGHT})
@@ -54,7 +54,7 @@ def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if trial["directory"] in read(path)]
 
 
-def see_the_replay(page: Page, done: Done) -> None:
+def see_the_replay(page: Page, done: PerformedActions) -> None:
     """Asserts that the timeline has the session, every segment is durable, and the recording shows the shop."""
     page.locator("#marks [data-kind=rage_click]").wait_for()
     assert page.locator("#marks [data-kind=rage_click]").count() == 1
@@ -72,7 +72,7 @@ def see_the_replay(page: Page, done: Done) -> None:
     recorded.get_by_text("Kettle & Leaf").first.wait_for(state="attached")
 
 
-def compare_facts(facts: Facts, done: Done) -> None:
+def compare_facts(facts: Facts, done: PerformedActions) -> None:
     """Asserts that the facts in BigQuery match the actions performed on the page."""
     assert [found for found in compared(facts, done) if not found.is_accepted] == []
     assert done.statuses["POST", "/shop/checkout", 503] == 1

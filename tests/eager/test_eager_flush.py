@@ -15,10 +15,10 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.letters import decode
 from tasks.wire import SinkName
 from tests.kit.batches import make_batch
-from tests.kit.eager_fleet import Eager
+from tests.kit.eager_fleet import EagerFleet
 
 
-def test_every_sink_gets_its_items(eager: Eager) -> None:
+def test_every_sink_gets_its_items(eager: EagerFleet) -> None:
     """Blobs are written first, then rows, metrics and dead letters; the reader receives the result of each
     stage.
     """
@@ -34,7 +34,7 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
     assert len(eager.sink("dead_letter").dead_letters) == 2
 
 
-def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
+def test_a_dead_letter_has_the_message_and_its_reason(eager: EagerFleet) -> None:
     """A dead letter contains the original record, with our headers.
 
     One of our headers contains the record's own headers.
@@ -58,7 +58,7 @@ def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
     }
 
 
-def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) -> None:
+def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: EagerFleet) -> None:
     """If a sink fails twice and then works, the task is retried automatically, and no failure is reported."""
     eager.sink("clickhouse").fail(TransientSinkError("503"), TransientSinkError("503"))
 
@@ -66,7 +66,7 @@ def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) 
     assert len(eager.sink("clickhouse").calls) == 3
 
 
-def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
+def test_partial_success_is_kept_over_retries(eager: EagerFleet) -> None:
     """If 2 of 64 blobs fail, the retry writes only those two, with a separate token."""
     eager.sink("gcs").fail(TransientSinkError("429", failed=(5, 40)))
 
@@ -78,7 +78,7 @@ def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
     assert len(eager.sink("gcs").objects) == 64
 
 
-def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
+def test_partial_success_is_kept_over_attempts(eager: EagerFleet) -> None:
     """If a task failed and its batch is retried minutes later, items that are already durable are not written
     again.
     """
@@ -94,7 +94,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
     assert [count for _, count in eager.sink("gcs").calls] == [10, 1, 1, 1]
 
 
-def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
+def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: EagerFleet) -> None:
     """If the server names a refused row, the dead letter contains the sink, its error, and the row's origin.
 
     The other rows are written.
@@ -122,7 +122,7 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
     assert json.loads(bytes(letter.value)) == {"n": 3}
 
 
-def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
+def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: EagerFleet) -> None:
     """If the server refuses one of n rows without naming it, bisection finds the row in at most 1 + 2 log2(n)
     writes."""
     eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
@@ -134,7 +134,7 @@ def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
     assert len(eager.sink("dead_letter").dead_letters) == 1
 
 
-def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
+def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: EagerFleet) -> None:
     """If a table is missing, the chord fails without a retry and reports the reason, because the configuration
     is at fault.
     """
@@ -148,7 +148,7 @@ def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) 
     assert eager.sink("dead_letter").dead_letters == []
 
 
-def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) -> None:
+def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: EagerFleet) -> None:
     """Even if the sink has stored the other rows, a task is not done before the dead letter of the refused row
     is durable.
     """
@@ -165,7 +165,7 @@ def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) ->
     assert len(eager.sink("bigquery").calls) == 1
 
 
-def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
+def test_a_redelivered_batch_changes_nothing(eager: EagerFleet) -> None:
     """If the done marks are lost, for example because Redis restarts empty, everything is written again, without
     duplicates.
     """
@@ -182,7 +182,7 @@ def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
     assert len({token for token, _ in tokens}) == 1
 
 
-def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -> None:
+def test_the_same_range_with_other_content_is_written_separately(eager: EagerFleet) -> None:
     """If another release parses the same range differently, the batch's digest differs, so no done mark covers
     bytes that were not written.
     """
@@ -194,7 +194,7 @@ def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -
     assert len(eager.client.keys("replays:batch:*")) == 2
 
 
-def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_sink_is_not_in_the_chord(eager: EagerFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disabled sink is not in the chord, and a stage without sinks completes at once."""
     from ingest.reader.encoding import Encoder
 
@@ -205,7 +205,7 @@ def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.M
     assert names == ["rows/clickhouse/0", "rows/dead_letter/0"]
 
 
-def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
+def test_a_parked_batch_is_shown_until_it_settles(eager: EagerFleet) -> None:
     """Until it settles, a parked batch is listed with its error, its reader, and the time of its next retry."""
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
@@ -224,7 +224,7 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
+def test_after_random_failures_everything_is_durable_once(eager: EagerFleet, seed: int) -> None:
     """After random failures and refusals, every item is durable exactly once.
 
     Each row is stored in its sink or, if the sink refused the row, as a dead letter.
@@ -265,7 +265,7 @@ def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: in
         assert letters <= bad
 
 
-def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eager) -> None:
+def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: EagerFleet) -> None:
     """If the circuit breaker of a sink is open, the batch is parked with the sink's last error."""
     breaker = Breaker(eager.client, eager.settings)
     for _ in range(eager.settings.breaker_failures_min):
@@ -282,7 +282,7 @@ def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eag
     assert eager.sink("clickhouse").calls == []
 
 
-def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> None:
+def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: EagerFleet) -> None:
     """If a table refuses every row, even one known to be good, the batch is parked.
 
     Once the table is repaired, all rows are written.
@@ -304,7 +304,7 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
     assert eager.sink("dead_letter").dead_letters == []
 
 
-def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
+def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: EagerFleet) -> None:
     """Rows that were written before the table was found to be at fault stay written, and the next attempt writes
     the other rows.
 

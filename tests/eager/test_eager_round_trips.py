@@ -24,7 +24,7 @@ from tasks.wire import (
     encode_items,
     reference,
 )
-from tests.kit.eager_fleet import Eager
+from tests.kit.eager_fleet import EagerFleet
 
 CLICKHOUSE = "rows/clickhouse/0"
 BREAKER = "replays:breaker:clickhouse"
@@ -33,7 +33,7 @@ BREAKER = "replays:breaker:clickhouse"
 class Staged:
     """A staged task for ClickHouse with one row of the given size."""
 
-    def __init__(self, eager: Eager, size_bytes: int = 10) -> None:
+    def __init__(self, eager: EagerFleet, size_bytes: int = 10) -> None:
         self.payload = encode_items([Row("replay_segments", "a/0", b" " * size_bytes, 0)])
         entry = TaskEntry(CLICKHOUSE, 1, len(self.payload))
         manifest = Manifest("topic-0-0-9", "digest", "topic", 0, 0, 9, "eager-reader", 1, (entry,))
@@ -61,7 +61,7 @@ def run_task(batch: str) -> str:
     return flush.run(task, batch, CLICKHOUSE, 1 << 40)
 
 
-def requests(eager: Eager, act: Callable[[], object]) -> list[str]:
+def requests(eager: EagerFleet, act: Callable[[], object]) -> list[str]:
     """Returns the names of the commands that clients sent for keys of batches and breakers during `act`."""
     with eager.client.monitor() as monitor:
         act()
@@ -76,7 +76,7 @@ def requests(eager: Eager, act: Callable[[], object]) -> list[str]:
 
 @pytest.mark.parametrize(("size_bytes", "reads"), [(10, []), (INLINE_BYTES_MAX, ["HGET"])], ids=["small", "large"])
 def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
-    eager: Eager, size_bytes: int, reads: list[str]
+    eager: EagerFleet, size_bytes: int, reads: list[str]
 ) -> None:
     """A payload above INLINE_BYTES_MAX is read separately, because Lua would copy the payload."""
     staged = Staged(eager, size_bytes)
@@ -93,7 +93,7 @@ def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
     ]
 
 
-def test_a_task_that_is_done_takes_no_permit(eager: Eager) -> None:
+def test_a_task_that_is_done_takes_no_permit(eager: EagerFleet) -> None:
     """If the task is already done, it takes no permit, so another task can run the probe."""
     staged = Staged(eager)
     run_task(staged.batch)
@@ -103,7 +103,7 @@ def test_a_task_that_is_done_takes_no_permit(eager: Eager) -> None:
     assert staged.next_permit() is PermitKind.PROBE
 
 
-def test_a_task_that_is_not_staged_takes_no_permit(eager: Eager) -> None:
+def test_a_task_that_is_not_staged_takes_no_permit(eager: EagerFleet) -> None:
     staged = Staged(eager)
     eager.client.hdel(staged.staging.key(staged.batch), CLICKHOUSE)
     staged.open_breaker("1")
@@ -113,7 +113,7 @@ def test_a_task_that_is_not_staged_takes_no_permit(eager: Eager) -> None:
     assert staged.next_permit() is PermitKind.PROBE
 
 
-def test_no_payload_is_sent_while_the_breaker_is_open(eager: Eager) -> None:
+def test_no_payload_is_sent_while_the_breaker_is_open(eager: EagerFleet) -> None:
     staged = Staged(eager)
     staged.open_breaker("1e12")
 
@@ -125,7 +125,7 @@ def test_no_payload_is_sent_while_the_breaker_is_open(eager: Eager) -> None:
     assert run.inline_payload is None
 
 
-def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: Eager) -> None:
+def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: EagerFleet) -> None:
     staged = Staged(eager)
     staged.open_breaker("1")
 
@@ -135,7 +135,7 @@ def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: Eag
     assert not eager.client.exists(BREAKER)
 
 
-def test_a_forged_manifest_gives_the_probe_back(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forged_manifest_gives_the_probe_back(eager: EagerFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the task cannot start because its manifest has no seal, another task can run the probe immediately."""
     staged = Staged(eager)
     staged.open_breaker("1")
@@ -147,7 +147,7 @@ def test_a_forged_manifest_gives_the_probe_back(eager: Eager, monkeypatch: pytes
     assert staged.next_permit() is PermitKind.PROBE
 
 
-def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None:
+def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: EagerFleet) -> None:
     """If a task is abandoned before its sink is called, another task can run the probe immediately."""
     staged = Staged(eager)
     staged.open_breaker("1")
@@ -160,7 +160,7 @@ def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: Eager) -> None
 
 
 @pytest.mark.parametrize("broken", ["wrong type", "no rights"])
-def test_a_breaker_that_cannot_be_used_prevents_neither_write_nor_mark(eager: Eager, broken: str) -> None:
+def test_a_breaker_that_cannot_be_used_prevents_neither_write_nor_mark(eager: EagerFleet, broken: str) -> None:
     """If the breaker's key has the wrong type, or Redis denies access to the key, the task still completes."""
     staged, client = Staged(eager), eager.client
     client.set(BREAKER, "x", ex=600)

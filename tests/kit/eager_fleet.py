@@ -36,7 +36,7 @@ def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 
 @dataclass
-class Eager:
+class EagerFleet:
     """The eager fleet's settings, Redis client, dispatcher and events."""
 
     settings: Settings
@@ -58,7 +58,7 @@ class Eager:
 
 
 @pytest.fixture
-def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager]:
+def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[EagerFleet]:
     """A fleet that runs in one thread, with empty stores."""
     options = {
         "REDIS_URL": eager_redis.address,
@@ -77,7 +77,7 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
 
     app.loader.import_default_modules()
     settings = Settings()
-    made = Eager(settings, Client.from_url(eager_redis.address))
+    made = EagerFleet(settings, Client.from_url(eager_redis.address))
     made.client.flushall()
     memory.reset()
     tools.take()

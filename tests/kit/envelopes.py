@@ -22,7 +22,7 @@ from ingest.trial.shop import Trial
 from ingest.web.login import Login
 from ingest.web.reads import Reads
 from tests.kit.recordings import Recording
-from tests.kit.web_pages import Client, Seen
+from tests.kit.web_pages import Client, SeenResponse
 
 KEY = "5" * 32
 PROJECT = Project(project_id=1)
@@ -77,7 +77,7 @@ class Receiver:
         place = urlsplit(self.address)
         return place.hostname or "", place.port or 0
 
-    def post(self, body: bytes, *, key: str = KEY, project: str = "1", **headers: str) -> Seen:
+    def post(self, body: bytes, *, key: str = KEY, project: str = "1", **headers: str) -> SeenResponse:
         """Sends an envelope."""
         return Client(self.address).ask("POST", f"/api/{project}/envelope/?sentry_key={key}", body, headers)
 

@@ -16,13 +16,13 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core import cut_record
 from ingest.local.compare.metrics import read_metrics
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import Report
 from ingest.local.fleet import Fleet, is_up, isolated, log_lines_of
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import Child, wait_until
 from ingest.local.servers.statsd import Statsd
@@ -72,7 +72,7 @@ class Load:
 
     def __init__(self, fleet: Fleet, directory: Path, count: int, rate: float | None = None) -> None:
         self.fleet, self.manifest = fleet, directory / "manifest.jsonl"
-        self.produced: Produced | None = None
+        self.produced: ProducedTotals | None = None
         self._count, self._rate = count, rate
         self._thread = threading.Thread(target=self._run)
 
@@ -90,7 +90,7 @@ class Load:
             rate=self._rate,
         )
 
-    def end(self) -> Produced:
+    def end(self) -> ProducedTotals:
         """Stops producing, and returns when every message is acknowledged."""
         self._thread.join()
         assert self.produced is not None
@@ -193,7 +193,7 @@ def commits_never_decrease(fleet: Fleet) -> Iterator[None]:
     sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
 
     def watch() -> None:
-        asking, highest = Committed(fleet.settings), dict.fromkeys(sources, 0)
+        asking, highest = CommittedOffsets(fleet.settings), dict.fromkeys(sources, 0)
         while not over.wait(0.1):
             for source, offset in asking.of(sources).items():
                 if offset < highest[source]:
@@ -211,7 +211,7 @@ def commits_never_decrease(fleet: Fleet) -> Iterator[None]:
     assert falls == []
 
 
-def covers_all(fleet: Fleet, produced: Produced) -> bool:
+def covers_all(fleet: Fleet, produced: ProducedTotals) -> bool:
     """Returns whether the staged batches cover every offset."""
     reached = dict.fromkeys(produced.ends, 0)
     for batch_id in staged_batches(fleet):

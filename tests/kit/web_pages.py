@@ -21,7 +21,7 @@ START_SECONDS_MAX = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenResponse:
     """A response as the client receives it."""
 
     status: int
@@ -48,15 +48,15 @@ class Client:
     login: str = ""
     cookie: str = ""
 
-    def get(self, path: str, **headers: str) -> Seen:
+    def get(self, path: str, **headers: str) -> SeenResponse:
         return self.ask("GET", path, b"", headers)
 
-    def post(self, path: str, body: Any, **headers: str) -> Seen:
+    def post(self, path: str, body: Any, **headers: str) -> SeenResponse:
         """Sends a POST. `body` is sent as JSON, or unchanged if it is bytes."""
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.ask("POST", path, sent, {"Content-Type": "application/json", **headers})
 
-    def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Seen:
+    def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> SeenResponse:
         """Sends a request. Underscores in header names become hyphens."""
         place = urlsplit(self.address)
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
@@ -68,7 +68,7 @@ class Client:
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
-            return Seen(answer.status, answer.headers, answer.read())
+            return SeenResponse(answer.status, answer.headers, answer.read())
         finally:
             connection.close()
 

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 from confluent_kafka import Producer
 
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import Report
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import Child, LocalError, free_port, wait_until
 from ingest.local.stack import KafkaKind, Stack
@@ -77,7 +77,7 @@ class System:
         self._starts_reader = starts_reader
         self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         self._open = ExitStack()
-        self.produced: list[tuple[Path, Produced]] = []
+        self.produced: list[tuple[Path, ProducedTotals]] = []
         self._sent: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
@@ -100,7 +100,7 @@ class System:
             self.workers.append(children.start(f"worker{number}", command, env=self.env, keep=True))
         if self._starts_reader:
             self.start_reader()
-        self.committed_offsets = Committed(self.settings)
+        self.committed_offsets = CommittedOffsets(self.settings)
         self._open.callback(self.committed_offsets.close)
         return self
 
@@ -128,7 +128,7 @@ class System:
 
     # Load and its results
 
-    def load(self, count: int, seed: int = 1) -> Produced:
+    def load(self, count: int, seed: int = 1) -> ProducedTotals:
         """Produces small segments without a rate limit."""
         path = self.directory / f"manifest-{seed}.jsonl"
         made = produce(self.settings, PROFILES["small"], count, seed, manifest_path=path)

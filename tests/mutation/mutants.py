@@ -284,7 +284,7 @@ MUTANTS = (
     Mutant(
         "never resumes",
         PRESSURE,
-        "return Change.RESUME",
+        "return BackpressureChange.RESUME",
         "return None",
     ),
     Mutant(

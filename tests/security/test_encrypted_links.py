@@ -21,7 +21,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from ingest.local.compare.letters import read_letters
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
@@ -174,7 +174,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
 
 def wait_until_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
     """Waits until the group's committed offsets equal the log end offsets."""
-    asking = Committed(settings)
+    asking = CommittedOffsets(settings)
     wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}
     try:
         wait_until(lambda: asking.of(sorted(wanted)) == wanted, 120, "the commits")

@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from ingest.local.servers.processes import wait_until
 from ingest.operate.erase import TABLES
-from ingest.web.model import WasErased
+from ingest.web.model import ReplayErased
 from ingest.web.reads import Reads
 from tasks.connection import connect
 from tasks.kafka.letters import Label, Origin
@@ -94,7 +94,7 @@ def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
         assert certified["complete"]
         assert not any(count_items(system, project, replay_id).values())
         reads = Reads(system.settings)
-        with pytest.raises(WasErased, match="was erased on"):
+        with pytest.raises(ReplayErased, match="was erased on"):
             reads.replay(replay_id, project)
         reads.close()
 

@@ -35,7 +35,7 @@ from tasks.wire import (
     reference,
 )
 from tests.kit.batches import make_batch
-from tests.kit.eager_fleet import Eager
+from tests.kit.eager_fleet import EagerFleet
 
 KEY = "a-shared-key-of-these-tests-0123456789"
 READER = "eager-reader"
@@ -71,7 +71,7 @@ class IgnoredEntries:
         self.purposes.append(purpose)
 
 
-def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Staging, Manifest, ChordName]:
+def stage_rows(eager: EagerFleet, noted: IgnoredEntries | None = None) -> tuple[Staging, Manifest, ChordName]:
     """Stages the rows of a batch as a reader would. Returns the staging, the manifest and the chord's name."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
@@ -84,14 +84,14 @@ def stage_rows(eager: Eager, noted: IgnoredEntries | None = None) -> tuple[Stagi
     return staging, manifest, name
 
 
-def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = READER) -> None:
+def forge_completion(eager: EagerFleet, batch_id: str, stage: Stage, reader: str = READER) -> None:
     """Forges a completion with one XADD."""
     completion = Completion(CompletionKind.DONE, batch_id, 1, stage, 1)
     eager.client.xadd(reader_stream(reader), {"c": msgspec.json.encode(completion)})
 
 
 @SEALED
-def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, sealed: bool):
+def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: EagerFleet, sealed: bool):
     """The reader accepts only the completion that its workers wrote, so a forged completion commits no offset."""
     forged, real = make_batch(start=100), make_batch()
     for stage in Stage:
@@ -103,7 +103,7 @@ def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, s
     assert event == genuine if sealed else event == on.FlushSucceeded(forged.id, 1, Stage.BLOBS)
 
 
-def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
+def test_an_entry_copied_from_another_reader_is_ignored(eager: EagerFleet):
     """A sealed completion that was copied from another reader's stream is ignored."""
     Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
@@ -115,7 +115,7 @@ def test_an_entry_copied_from_another_reader_is_ignored(eager: Eager):
     assert eager.settle(batch) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def marks_of_another_task(eager: Eager) -> bytes:
+def marks_of_another_task(eager: EagerFleet) -> bytes:
     """Returns a genuine done mark from another batch's task."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
@@ -129,7 +129,7 @@ def marks_of_another_task(eager: Eager) -> bytes:
 @pytest.mark.parametrize(
     "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
 )
-def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
+def test_a_forged_mark_does_not_replace_a_write(eager: EagerFleet, sealed: bool, mark: bytes | None):
     """If a mark is forged before the reader checks which tasks are left, the task is still run."""
     mark = marks_of_another_task(eager) if mark is None else mark
     batch = make_batch(messages=3)
@@ -143,7 +143,7 @@ def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark
 
 
 @SEALED
-def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Eager, sealed: bool):
+def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: EagerFleet, sealed: bool):
     """If a mark is forged after staging, no worker skips its task, and the stage is not reported as done."""
     noted = IgnoredEntries()
     staging, manifest, name = stage_rows(eager, noted)
@@ -160,7 +160,7 @@ def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Ea
 
 
 @SEALED
-def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
+def test_altered_bytes_reach_no_sink(eager: EagerFleet, sealed: bool):
     """Altered bytes reach no sink, because the worker hashes the received bytes before it writes."""
     from tasks.celery import app
 
@@ -178,7 +178,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 
 
 @SEALED
-def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
+def test_a_manifest_without_its_digests_is_refused(eager: EagerFleet, sealed: bool):
     """A manifest without its digests is refused, because one seal covers its tasks, its reader and its digests."""
     staging, manifest, name = stage_rows(eager)
     changed = msgspec.to_builtins(manifest)
@@ -195,7 +195,7 @@ def test_a_manifest_without_its_digests_is_refused(eager: Eager, sealed: bool):
 
 
 @SEALED
-def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
+def test_forged_progress_leaves_no_row_out(eager: EagerFleet, sealed: bool):
     """Forged progress, whose empty `left` would mean that all items are durable, is ignored, so every row is
     written.
     """
@@ -210,7 +210,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 
 
 @SEALED
-def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
+def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: EagerFleet, sealed: bool):
     """A forged parked batch is neither shown nor acted on; abandoning it would dead-letter a range that the
     attacker chose.
     """
@@ -226,7 +226,7 @@ def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, seale
             retry(coordination, "t-0-0-9", "me")
 
 
-def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
+def test_a_parked_batch_cannot_be_given_another_range(eager: EagerFleet):
     """If one field of a sealed entry is changed, the entry is ignored."""
     eager.dispatcher.submit(do.Park(make_batch(), Stage.ROWS, 1, "x", 30.0))
     eager.settle(make_batch(start=100))
@@ -240,7 +240,7 @@ def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
 
 
 @SEALED
-def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
+def test_a_forged_decision_is_not_shown(eager: EagerFleet, sealed: bool):
     """A forged decision in the copy in Redis is not shown by `tenants ls`, `reconcile` or the pages.
 
     Readers follow the topic and do not use the copy.
@@ -258,7 +258,7 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
     assert copy.get(["killed/7", "killed/8"]) == [{"version": 1, "at": 1.0, "by": "me", "key": "killed/7"}, None]
 
 
-def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
+def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: EagerFleet):
     """A copy of decisions without seals is rebuilt; otherwise it would count as complete, although all of it is
     ignored.
     """
@@ -272,7 +272,7 @@ def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
     assert list(copy.in_force()) == ["killed/7"]
 
 
-def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
+def test_retries_and_attempts_continue_where_they_stopped(eager: EagerFleet):
     """With a shared key, a retry of a task and a new attempt at a batch write only what is left: sealed progress
     and sealed done marks are accepted, and nothing is written twice.
     """
@@ -294,7 +294,7 @@ def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
 
 @pytest.mark.parametrize("sealed", [False, "accept"], ids=["readers last", "readers first"])
 def test_the_key_is_turned_on_one_program_after_the_other(
-    eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
+    eager: EagerFleet, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
 ):
     """The shared key can be enabled on one program at a time: with REPLAYS_SHARED_KEY_UNSEALED=accept, unsealed
     entries are accepted, so batches are still flushed.
@@ -315,7 +315,7 @@ def test_the_key_is_turned_on_one_program_after_the_other(
 
 
 def test_reports_without_a_seal_are_ignored_once_the_key_is_required(
-    eager: Eager, monkeypatch: pytest.MonkeyPatch
+    eager: EagerFleet, monkeypatch: pytest.MonkeyPatch
 ):
     """Once the key is required, unsealed reports are ignored, and the reader writes their rows again: nothing
     is lost.

@@ -14,7 +14,13 @@ from pydantic import SecretStr
 
 from ingest.settings import Settings
 from ingest.web.login import Login, LoginMethod, Visitor
-from tasks.sign_in import DELAY_SECONDS_MAX, FAILURES_BEFORE_DELAY, FAILURES_RESET_SECONDS, Throttle, Throttled
+from tasks.sign_in import (
+    DELAY_SECONDS_MAX,
+    FAILURES_BEFORE_DELAY,
+    FAILURES_RESET_SECONDS,
+    SignInThrottled,
+    Throttle,
+)
 from tests.kit.prestarted import PARENTS
 from tests.kit.web_pages import Client, running, signed_in
 
@@ -169,7 +175,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
         throttle.failed(LoginMethod.PASSWORD)
         delays.append(throttle.delay_seconds)
         if throttle.delay_seconds:
-            with pytest.raises(Throttled):
+            with pytest.raises(SignInThrottled):
                 throttle.raise_if_throttled()
         now[0] += throttle.delay_seconds
 

@@ -90,7 +90,7 @@ LOCAL_BIGQUERY = Package(
 PACKAGES = (BQEMULATOR, LOCAL_BIGQUERY)
 
 
-class Foreign(Server):
+class ForeignServer(Server):
     """A third-party server with two ports."""
 
     name: ClassVar[str] = "foreign"
@@ -135,16 +135,16 @@ def ours(children: Children, directory: Path) -> BigQuery:
 
 
 @contextmanager
-def running(cache: Path, directory: Path, names: tuple[str, ...]) -> Iterator[dict[str, BigQuery | Foreign]]:
+def running(cache: Path, directory: Path, names: tuple[str, ...]) -> Iterator[dict[str, BigQuery | ForeignServer]]:
     """Starts the named servers. Raises LocalError if a server cannot be installed or started."""
-    started: dict[str, BigQuery | Foreign] = {}
+    started: dict[str, BigQuery | ForeignServer] = {}
     with Children(directory / "logs") as children:
         if OURS in names:
             started[OURS] = ours(children, directory)
         for package in PACKAGES:
             if package.name in names:
                 environment = installed(package, cache)
-                started[package.name] = Foreign(children, directory / package.name, package, environment)
+                started[package.name] = ForeignServer(children, directory / package.name, package, environment)
         for server in started.values():
             server.start()
         yield started

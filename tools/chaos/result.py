@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ingest.local.compare.report import Report, report_table
-from ingest.local.load.produce import Produced, summary
+from ingest.local.load.produce import ProducedTotals, summary
 
 VIOLATIONS_SHOWN_MAX = 20
 
@@ -36,7 +36,7 @@ class Result:
     ok: bool = False
     error: str = ""
     faults: list[InjectedFault] = field(default_factory=list)
-    load: Produced | None = None
+    load: ProducedTotals | None = None
     report: Report | None = None
     settle_seconds: float = 0.0
     seconds: float = 0.0

@@ -46,7 +46,7 @@ from tools.chaos.faults import (
 from tools.chaos.result import InjectedFault, Result, show
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
-from tools.history.owners import Disturbance, Owned, gaps
+from tools.history.owners import Disturbance, OwnedPeriod, gaps
 
 MESSAGES_PER_SECOND = 40.0
 CRASH = re.compile(r"Assertion `.*' failed|^Fatal Python error|terminate called after")
@@ -268,7 +268,7 @@ class _Chaos:
         self.result.violations = judge(self.history)
         self.say(f"checked a history of {self.history.counts()}")
 
-    def _find_gaps(self, owned: list[Owned], starts: list[float]) -> None:
+    def _find_gaps(self, owned: list[OwnedPeriod], starts: list[float]) -> None:
         began_at = time.time() - (time.monotonic() - self.began)
         group = [fault for fault in self.result.faults if fault.kind.startswith(("reader:", "broker:", "topic:"))]
         times = [(began_at + fault.at_seconds, began_at + fault.at_seconds + fault.seconds) for fault in group]

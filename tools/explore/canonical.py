@@ -22,7 +22,7 @@ from ingest.core.flight import Flight, Phase
 from ingest.core.model import Batch, CutReason
 from ingest.core.partition import Partition
 from ingest.core.pipeline import DEADLINE_MISSES_MAX, Pipeline
-from tools.explore.frozen import Frozen
+from tools.explore.frozen import PipelinePacker
 
 TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
@@ -98,7 +98,7 @@ class Canonicalizer:
         self._numbers: dict[Hashable, int] = {}
         self._plans: dict[tuple[type, int], tuple[tuple[str, Role], ...]] = {}
         self._atomic: dict[type, bool] = {}
-        self._frozen = Frozen(self._is_atom)
+        self._frozen = PipelinePacker(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
         """Returns a number that is equal for all pipelines that make the same decisions on the same events after

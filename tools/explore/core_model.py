@@ -16,7 +16,7 @@ from ingest.core.limits import Limits, RejectPolicy
 from ingest.core.model import Blob, Metric, MetricKind, Outcome, Reject, Row, Segment, TopicPartition
 from tools.explore import oracle
 from tools.explore.numbers import Numbers
-from tools.explore.readers import ME, NO_OWNER, OTHER, Board, Partition, Reader, Readers, Shared
+from tools.explore.readers import ME, NO_OWNER, OTHER, Board, Partition, Reader, Readers, SharedState
 
 LIMITS = Limits(
     batch_messages_max=2,
@@ -145,7 +145,7 @@ class CoreModel:
         self._broken: list[str] = []
         self._wipe = self._what.of(("redis loses everything", True))
         self._fresh = self._reader.of(self.readers.fresh)
-        unowned = tuple(Shared() for _ in self.readers.partitions)
+        unowned = tuple(SharedState() for _ in self.readers.partitions)
         self.start = self._canonical(self._fresh, self._fresh, self._board.of(unowned))[0]
 
     @property
@@ -239,7 +239,7 @@ class CoreModel:
                 tuple(
                     shared
                     if shared.owner == ME
-                    else Shared(
+                    else SharedState(
                         OTHER, one.log.end, "", shared.durable if entry else one.log.needed(0, one.log.end)
                     )
                     for entry, shared, one in values
@@ -338,7 +338,7 @@ class CoreModel:
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
                 # The reader has detected the loss but still differs from a fresh reader. The next state contains
                 # both this reader and a fresh reader.
-                free = tuple(Shared() for _ in self.readers.partitions)
+                free = tuple(SharedState() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state
             else:

@@ -15,7 +15,7 @@ from ingest.core.pipeline import Pipeline
 from ingest.core.rejects import Rejects
 
 
-class Frozen:
+class PipelinePacker:
     """Packs and unpacks pipelines with the same limits."""
 
     def __init__(self, is_atom: Callable[[type], bool]) -> None:

@@ -180,7 +180,7 @@ class Found:
     trace: tuple[str, ...]
 
 
-class OutOfDate(Exception):
+class OutdatedPatch(Exception):
     """The code that a planted bug replaces has changed, so the planted bug must be rewritten."""
 
 
@@ -196,11 +196,13 @@ def copy(into: Path) -> None:
 
 
 def plant(bug: Bug, into: Path) -> None:
-    """Plants the bug in a copy of the code. Raises OutOfDate."""
+    """Plants the bug in a copy of the code. Raises OutdatedPatch."""
     file = into / bug.file
     text = file.read_text()
     if text.count(bug.before) != 1:
-        raise OutOfDate(f"{bug.name!r}: its text occurs {text.count(bug.before)} times in {bug.file}, not once")
+        raise OutdatedPatch(
+            f"{bug.name!r}: its text occurs {text.count(bug.before)} times in {bug.file}, not once"
+        )
     file.write_text(text.replace(bug.before, bug.after))
 
 

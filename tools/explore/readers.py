@@ -1,8 +1,8 @@
 """Readers with real pipelines, and the possible events of one reader, which come from the group, the workers and
 the clock.
 
-This module considers one reader, and the shared state of the partitions (`Shared`). Functions yield possible next
-events as `Outcome`s; some of them are faults, whose number per run is limited.
+This module considers one reader, and the shared state of the partitions (`SharedState`). Functions yield possible
+next events as `Outcome`s; some of them are faults, whose number per run is limited.
 
 A reader has its own clock, which advances in ticks. No order between the clocks of two readers is assumed. Without
 a fault, a response arrives before the next tick.
@@ -88,7 +88,7 @@ class Reader(NamedTuple):
     unrecorded: tuple[tuple[int, int], ...] = ()
 
 
-class Shared(NamedTuple):
+class SharedState(NamedTuple):
     """State of one partition that outlives readers: owner, committed offset (-1 if there is none), durable items.
 
     `began`: messages before this offset have expired. Items that can no longer be written count as durable.
@@ -106,7 +106,7 @@ class Shared(NamedTuple):
 
 
 # The shared state of every partition.
-Board = tuple[Shared, ...]
+Board = tuple[SharedState, ...]
 # An additional event: its description, and the states of the reader and the board (`Board`) after the event.
 Branch = tuple[str, Reader, Board]
 
@@ -263,7 +263,7 @@ class Readers:
                 result = f"; the commit of {sent.offset} on p{number} was {'stored' if answer else 'not stored'}"
                 yield text + result, left, put(after, number, shared)
 
-    def _unowned(self, shared: Shared, number: int) -> Shared:
+    def _unowned(self, shared: SharedState, number: int) -> SharedState:
         """Returns the partition with its owner removed. Messages that have expired cannot be read again."""
         lost = self.partitions[number].log.needed(0, shared.began)
         return shared._replace(owner=NO_OWNER, durable=shared.durable | lost)
@@ -676,7 +676,7 @@ def describe_event(event: Any) -> str:
     return f"receives {name} again" if event.epoch == EPOCH else f"receives {name}, of a former assignment"
 
 
-def stored_in(shared: Shared, sent: Sent) -> Shared:
+def stored_in(shared: SharedState, sent: Sent) -> SharedState:
     """Returns the state of the partition after the broker has stored this commit. The number of starts is left out
     of the cut record, because an assignment resets it.
     """

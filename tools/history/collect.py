@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.report import ReconcileError
 from ingest.settings import Settings
 from tasks.observe.logs import clean
 from tools.history.check import Assigned, Commit, History, Read
-from tools.history.owners import Owned
+from tools.history.owners import OwnedPeriod
 
 NOT_STORED = (
     "ILLEGAL_GENERATION",
@@ -37,7 +37,7 @@ class LoggedOperations:
         self.commits: list[Commit] = []
         self.reads: list[Read] = []
         self.assignments: list[Assigned] = []
-        self.owned: list[Owned] = []
+        self.owned: list[OwnedPeriod] = []
         self.starts: list[float] = []
         """Unix seconds at which the process started."""
         self._name = name
@@ -92,7 +92,7 @@ class LoggedOperations:
     def _release(self, partitions: Iterable[int], at: float) -> None:
         for partition in partitions:
             if partition in self._assigned_at:
-                self.owned.append(Owned(self._life, partition, self._assigned_at.pop(partition), at))
+                self.owned.append(OwnedPeriod(self._life, partition, self._assigned_at.pop(partition), at))
 
     def _add_reads(self, line: Mapping[str, Any], at: float) -> None:
         for number, (offset, record) in line["partitions"].items():
@@ -130,7 +130,7 @@ class PolledOffsets:
 
     def __init__(self, settings: Settings, partitions: int) -> None:
         self.reads: list[Read] = []
-        self._committed = Committed(settings)
+        self._committed = CommittedOffsets(settings)
         self._sources = [(settings.kafka_topic, number) for number in range(partitions)]
 
     def read(self) -> None:

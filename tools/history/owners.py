@@ -9,7 +9,7 @@ from operator import attrgetter
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class OwnedPeriod:
     """A reader owned a partition from `since` to `until`, in Unix seconds. `life`: one run of one process."""
 
     life: str
@@ -48,7 +48,7 @@ class Gap:
         return self.until - max([self.since, *ends])
 
 
-def gaps(owned: Sequence[Owned]) -> list[Gap]:
+def gaps(owned: Sequence[OwnedPeriod]) -> list[Gap]:
     """Returns all gaps of all partitions, longest first. Times before the first owner and after the last do not
     count.
     """

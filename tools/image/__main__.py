@@ -25,7 +25,7 @@ from ingest.local.stack import Stack
 from tools.image import compose, pip
 from tools.image.base import base
 from tools.image.engine import Engine
-from tools.image.outcome import Clock, Failed, Lines, NotDone, last_line
+from tools.image.outcome import Clock, Failed, Lines, StepNotRun, last_line
 from tools.image.system import FLOWER_PASSWORD, System
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +37,12 @@ NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", 
 
 
 def build(engine: Engine, lines: Lines, time_limit_factor: float) -> str:
-    """Builds the image. Returns its base. Raises NotDone, or Failed if the Dockerfile is the cause."""
+    """Builds the image. Returns its base. Raises StepNotRun, or Failed if the Dockerfile is the cause."""
     began = time.monotonic()
     on = base(engine, (ROOT / "Dockerfile").read_text(), lines, time_limit_factor)
     probe = engine.once(on, ("python", "--version"), seconds=30.0)
     if probe.returncode != 0:
-        raise NotDone(f"podman cannot run containers on this machine: {last_line(probe.stderr)}")
+        raise StepNotRun(f"podman cannot run containers on this machine: {last_line(probe.stderr)}")
     before = engine.image(IMAGE).get("Id", "")
     with tempfile.TemporaryDirectory(prefix="replays-pip-") as folder:
         mounts = pip.mounts(pip.configuration(pip.config_list()), Path(folder))
@@ -50,7 +50,7 @@ def build(engine: Engine, lines: Lines, time_limit_factor: float) -> str:
     if done.returncode != 0:
         printed = done.stdout + done.stderr
         if any(word in printed for word in NO_INDEX):
-            raise NotDone(f"the package index did not respond: {_error_of(printed)}")
+            raise StepNotRun(f"the package index did not respond: {_error_of(printed)}")
         raise Failed(f"the image cannot be built: {_error_of(printed)}")
     after = engine.image(IMAGE)
     if before and before != after["Id"]:
@@ -81,7 +81,7 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
             stack.start()
             services = compose.built_services(path, variables)
             System(engine, IMAGE, services, compose.service_names(path, variables), stack, lines).run(tag)
-    except (NotDone, LocalError, LoadError, ReconcileError) as error:
+    except (StepNotRun, LocalError, LoadError, ReconcileError) as error:
         raise Failed(str(error)) from error
     images = compose.third_party_images(path, variables)
     reason = "replaced by the embedded stack, in the host's network"
@@ -102,14 +102,14 @@ def main() -> int:
     began = time.monotonic()
     try:
         engine = Engine(Clock(PREPARE_SECONDS_MAX * time_limit_factor), f"replays-try={tag}")
-    except NotDone as reason:
+    except StepNotRun as reason:
         lines.report_not_done("the image was not tested", str(reason))
         return lines.code
     try:
         build(engine, lines, time_limit_factor)
         engine.clock = Clock(RUN_SECONDS_MAX * time_limit_factor)
         run(engine, lines, tag)
-    except NotDone as reason:
+    except StepNotRun as reason:
         lines.report_not_done("the image was not built or not run", str(reason))
     except Failed as error:
         lines.report_failure(str(error))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tools.image.calls import call
 from tools.image.engine import Engine
-from tools.image.outcome import Lines, NotDone, last_line
+from tools.image.outcome import Lines, StepNotRun, last_line
 
 DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
@@ -57,14 +57,16 @@ def debian_base() -> tuple[str, list[str]]:
 
 def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float) -> str:
     """Ensures that the engine has a base image, and returns the name of this image. If the image that the
-    Dockerfile names can be neither found nor pulled, a base image is built from Debian's packages. Raises NotDone.
+    Dockerfile names can be neither found nor pulled, a base image is built from Debian's packages.
+
+    Raises StepNotRun.
     """
     image = REGISTRY + wanted(dockerfile)
     if engine.has(image):
         return image
     try:
         engine.pull(image)
-    except NotDone as reason:
+    except StepNotRun as reason:
         lines.report_not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
     else:
         return image
@@ -76,7 +78,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
 
 def _make(engine: Engine, name: str, recipe: list[str], seconds: float) -> None:
     if shutil.which(recipe[0]) is None:
-        raise NotDone(
+        raise StepNotRun(
             "mmdebstrap, which makes a base image, is not installed (Debian: apt-get install mmdebstrap)"
         )
     with tempfile.TemporaryDirectory(prefix="replays-base-") as folder:
@@ -85,10 +87,10 @@ def _make(engine: Engine, name: str, recipe: list[str], seconds: float) -> None:
         try:
             done = call([*recipe, archive], at_most)
         except subprocess.TimeoutExpired as error:
-            raise NotDone(f"Debian's packages were not downloaded within {at_most:.0f} s") from error
+            raise StepNotRun(f"Debian's packages were not downloaded within {at_most:.0f} s") from error
         if done.returncode != 0:
-            raise NotDone(f"mmdebstrap: {last_line(done.stderr)}")
+            raise StepNotRun(f"mmdebstrap: {last_line(done.stderr)}")
         path = "ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
         imported = engine.call("import", "--quiet", f"--change={path}", archive, name, seconds=seconds)
     if imported.returncode != 0:
-        raise NotDone(f"podman import: {last_line(imported.stderr)}")
+        raise StepNotRun(f"podman import: {last_line(imported.stderr)}")

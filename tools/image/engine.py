@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.image.calls import call
-from tools.image.outcome import Clock, Failed, NotDone, last_line
+from tools.image.outcome import Clock, Failed, StepNotRun, last_line
 
 CALL_SECONDS_MAX = 30.0
 PULL_SECONDS_MAX = 60.0
@@ -38,19 +38,19 @@ class Engine:
     def __init__(self, clock: Clock, label: str) -> None:
         program = shutil.which("podman")
         if program is None:
-            raise NotDone("podman is not installed (Debian: apt-get install podman runc mmdebstrap)")
+            raise StepNotRun("podman is not installed (Debian: apt-get install podman runc mmdebstrap)")
         # Unlike runc, crun refuses to run on machines that use both cgroup v1 and cgroup v2.
         self._command = [program, *(["--runtime=runc"] if shutil.which("runc") else [])]
         self._label = label
         self.clock = clock
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
-        """Runs `podman ARGUMENTS` and accepts any exit code. Raises NotDone on timeout."""
+        """Runs `podman ARGUMENTS` and accepts any exit code. Raises StepNotRun on timeout."""
         at_most = self.clock.seconds_for_step(seconds)
         try:
             return call([*self._command, *arguments], at_most)
         except subprocess.TimeoutExpired as error:
-            raise NotDone(f"podman {arguments[0]} took more than {at_most:.0f} s") from error
+            raise StepNotRun(f"podman {arguments[0]} took more than {at_most:.0f} s") from error
 
     # Images
 
@@ -58,10 +58,10 @@ class Engine:
         return self.call("image", "exists", image).returncode == 0
 
     def pull(self, image: str) -> None:
-        """Pulls an image. Raises NotDone with the registry's response."""
+        """Pulls an image. Raises StepNotRun with the registry's response."""
         done = self.call("pull", "--quiet", image, seconds=PULL_SECONDS_MAX)
         if done.returncode != 0:
-            raise NotDone(last_line(done.stderr))
+            raise StepNotRun(last_line(done.stderr))
 
     def image(self, image: str) -> dict[str, Any]:
         """Returns the configuration of an image."""

@@ -1,6 +1,6 @@
 """Reports which steps of a test of the image succeeded, which steps this machine could not run, and which failed.
 
-`NotDone` means that the machine has a limitation, such as a missing engine or network; it does not fail CI.
+`StepNotRun` means that the machine has a limitation, such as a missing engine or network; it does not fail CI.
 `Failed` means that the image has a defect.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-class NotDone(Exception):
+class StepNotRun(Exception):
     """Raised if this machine cannot run a step. The message is the reason, in one line."""
 
 

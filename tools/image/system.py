@@ -16,7 +16,7 @@ from pathlib import Path
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.fleet import Fleet
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
+from ingest.local.load.produce import PROFILES, LoadError, ProducedTotals, produce
 from ingest.local.servers.processes import HOST, LocalError, free_port, wait_until
 from ingest.local.stack import Stack
 from tools.image.compose import Service, unresolved_variables
@@ -87,7 +87,7 @@ class System:
         self._names: dict[str, str] = {}
 
     def run(self, tag: str) -> None:
-        """Runs the whole test. Raises Failed or NotDone. `tag` makes the names of the containers unique."""
+        """Runs the whole test. Raises Failed or StepNotRun. `tag` makes the names of the containers unique."""
         self._once("reader", ("replays-ingest", "--help"), "Usage:")
         self._once("worker", ("python", "-c", C_EXTENSION), "c\n")
         self._once("migrate", self._services["migrate"].command, "")
@@ -150,9 +150,9 @@ class System:
             if error.code != 401:
                 raise Failed(f"Flower responds with {error.code} without a password") from error
 
-    def _replace_under_load(self, tag: str, manifest: Path) -> Produced:
+    def _replace_under_load(self, tag: str, manifest: Path) -> ProducedTotals:
         """Produces the load, and replaces the worker and the reader while messages arrive."""
-        produced: list[Produced] = []
+        produced: list[ProducedTotals] = []
         errors: list[Exception] = []
         acknowledged = [0]
         over = threading.Event()
@@ -189,7 +189,7 @@ class System:
             raise Failed(f"the load: {errors[0] if errors else 'it did not end'}")
         return produced[0]
 
-    def _check_complete(self, produced: Produced, manifest: Path) -> None:
+    def _check_complete(self, produced: ProducedTotals, manifest: Path) -> None:
         try:
             self._fleet.wait_until_committed(
                 produced.ends, self._engine.clock.seconds_for_step(COMMITTED_SECONDS_MAX)

@@ -41,7 +41,7 @@ from tools.chaos.run import PLAIN_WIDTH, ending_event, working_directory
 from tools.mixed.build import BuildFailed, Release, released
 from tools.mixed.fleet import MixedFleet
 from tools.mixed.phases import LOSSY, PLANTED, RELEASES, ReleaseName
-from tools.mixed.planted import Kind, OutOfDate, planted
+from tools.mixed.planted import Kind, OutdatedPatch, planted
 from tools.mixed.releases import NoRelease, previous
 from tools.mixed.result import Result, show
 from tools.mixed.run import SETTINGS, Plan, Run
@@ -60,7 +60,7 @@ PHASES = {None: RELEASES, Planted.FORMATS: PLANTED, Planted.LOSSY: LOSSY}
 
 
 def releases_of(kind: Planted | None, directory: Path) -> dict[ReleaseName, Release]:
-    """Returns the releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
+    """Returns the releases of a run. Raises NoRelease, BuildFailed, OutdatedPatch."""
     here = Release(RELEASE, CURRENT_INSTALLATION)
     match kind:
         case Planted.FORMATS:
@@ -104,7 +104,7 @@ def main() -> int:
         except NoRelease as error:
             print(f"skipped: {error}", file=sys.stderr)
             return 1 if os.environ.get("CI") else 0
-        except (BuildFailed, OutOfDate) as error:
+        except (BuildFailed, OutdatedPatch) as error:
             print(f"python -m tools.mixed: {error}", file=sys.stderr)
             return 1
         phases = PHASES[given.planted]

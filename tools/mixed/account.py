@@ -36,7 +36,7 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class RepeatedMessages:
     """Messages that were cut into a batch a second time."""
 
     at: float
@@ -67,7 +67,7 @@ def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
     return min((commit.ends_at for commit in covering), default=None)
 
 
-def read_again(lines: Lines) -> list[Repeated]:
+def read_again(lines: Lines) -> list[RepeatedMessages]:
     """Returns the messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
     cuts = [line for line in lines if line.get("event") == "protocol_step" and line.get("step") == "cut"]
     cuts.sort(key=lambda line: seconds_of(line["timestamp"]))
@@ -77,7 +77,7 @@ def read_again(lines: Lines) -> list[Repeated]:
         seen = known.setdefault(int(line["partition"]), set())
         offsets = range(line["start"], line["stop"])
         if repeated := len(seen.intersection(offsets)):
-            found.append(Repeated(seconds_of(line["timestamp"]), repeated))
+            found.append(RepeatedMessages(seconds_of(line["timestamp"]), repeated))
         seen.update(offsets)
     return found
 

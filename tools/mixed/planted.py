@@ -59,13 +59,14 @@ LOST = (
 PATCHES = {Kind.ADDITIVE: ADDED, Kind.NEWER: (*ADDED, *RAISED), Kind.LOSSY: LOST}
 
 
-class OutOfDate(Exception):
+class OutdatedPatch(Exception):
     """Raised if the code that a patch replaces has changed, so that the patch must be rewritten."""
 
 
 def planted(kind: Kind, directory: Path) -> Release:
-    """Builds the current code with the patches for this kind, in subdirectories of `directory`. Raises OutOfDate
-    or BuildFailed.
+    """Builds the current code with the patches for this kind, in subdirectories of `directory`.
+
+    Raises OutdatedPatch or BuildFailed.
     """
     tree = directory / f"{kind}-tree"
     copy(tree)
@@ -90,11 +91,11 @@ def copy(tree: Path) -> None:
 
 
 def apply(patch: Patch, tree: Path) -> None:
-    """Applies the patch to a copy. Raises OutOfDate."""
+    """Applies the patch to a copy. Raises OutdatedPatch."""
     file = tree / patch.file
     text = file.read_text()
     if text.count(patch.before) != 1:
-        raise OutOfDate(f"{patch.before!r} occurs {text.count(patch.before)} times in {patch.file}, not once")
+        raise OutdatedPatch(f"{patch.before!r} occurs {text.count(patch.before)} times in {patch.file}, not once")
     file.write_text(text.replace(patch.before, patch.after))
 
 
@@ -103,7 +104,7 @@ def _label(project: Path, kind: Kind) -> str:
     text = project.read_text()
     found = re.search(r'^version = "([^"]+)"$', text, re.MULTILINE)
     if found is None:
-        raise OutOfDate("pyproject.toml has no line with the version")
+        raise OutdatedPatch("pyproject.toml has no line with the version")
     version = f"{found[1]}+{kind}"
     project.write_text(text.replace(found[0], f'version = "{version}"'))
     return version

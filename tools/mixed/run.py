@@ -16,7 +16,7 @@ from typing import Self
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.fleet import Fleet, log_lines, log_lines_of
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
+from ingest.local.load.produce import PROFILES, LoadError, ProducedTotals, produce
 from ingest.local.servers.processes import LocalError
 from ingest.settings import Settings
 from tasks.migrate.kafka import SOURCE_PARTITIONS
@@ -65,7 +65,7 @@ class _Window:
     manifest: Path
     began_at: float
     ended_at: float = 0.0
-    produced: Produced = field(default_factory=Produced)
+    produced: ProducedTotals = field(default_factory=ProducedTotals)
 
 
 class Run:
@@ -237,7 +237,7 @@ class _Traffic:
     """Produces messages at a steady rate while its context is open."""
 
     def __init__(self, settings: Settings, plan: Plan, number: int, manifest: Path) -> None:
-        self.produced = Produced()
+        self.produced = ProducedTotals()
         self._settings, self._plan, self._number, self._manifest = settings, plan, number, manifest
         self._stop = threading.Event()
         self._flows = threading.Event()

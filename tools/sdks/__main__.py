@@ -27,7 +27,7 @@ from ingest.local.launch import settings_of
 from tools.pictures.running import CHROMIUM, running_try_command
 from tools.sdks.build import BuildError, Sdk, built
 from tools.sdks.comparing import Comparison, compared, facts_of, on_the_timeline, sdk_version_of
-from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, Done, click_dead, use_the_shop, watched
+from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, PerformedActions, click_dead, use_the_shop, watched
 
 SHIPPED = "**/static/vendor/sentry.js"
 HEADER = ("SDK", "fact", "page did", "facts stored", "equal")
@@ -45,7 +45,7 @@ def compare_with_shop(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Lin
     """Uses the shop with this SDK, in a new tab, and compares the performed actions with the stored facts."""
     page = context.new_page()
     page.route(SHIPPED, lambda route: route.fulfill(path=sdk.script, content_type="text/javascript"))
-    done = Done()
+    done = PerformedActions()
 
     def steps(*arguments: Any) -> None:
         use_the_shop(*arguments)

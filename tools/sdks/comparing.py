@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 from ingest.settings import Settings
 from tasks.sinks.bigquery.sink import client
 from tasks.sinks.clickhouse.sink import client as clickhouse
-from tools.sdks.driving import Done, path_of
+from tools.sdks.driving import PerformedActions, path_of
 
 Facts = list[tuple[str, dict[str, Any]]]
 ONCE_PER_SECOND = "the SDK sends repeated clicks on one element once per second"
@@ -67,7 +67,7 @@ def sdk_version_of(settings: Settings, replay_id: str) -> str:
         connected.close()
 
 
-def compared(facts: Facts, done: Done) -> list[Comparison]:
+def compared(facts: Facts, done: PerformedActions) -> list[Comparison]:
     """Returns one comparison per kind of fact."""
     clicked = Counter(_element(data) for kind, data in facts if kind == "ui.click")
     single = {name: count for name, count in done.clicks.items() if name not in done.bursts}
@@ -93,7 +93,7 @@ def compared(facts: Facts, done: Done) -> list[Comparison]:
     ]
 
 
-def on_the_timeline(page: Page, done: Done) -> Comparison:
+def on_the_timeline(page: Page, done: PerformedActions) -> Comparison:
     """Returns the number of clicks of each rage click, as shown on the open page of the replay."""
     marks = page.locator("#marks [data-kind=rage_click]")
     marks.first.wait_for()
@@ -104,7 +104,7 @@ def on_the_timeline(page: Page, done: Done) -> Comparison:
     )
 
 
-def _repeated(done: Done, clicked: Counter[str]) -> Comparison:
+def _repeated(done: PerformedActions, clicked: Counter[str]) -> Comparison:
     """Compares the click rows of elements that were clicked in bursts. There must be at least one row per burst
     and one row per single click.
     """

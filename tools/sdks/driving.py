@@ -25,7 +25,7 @@ def path_of(url: str) -> str:
 
 
 @dataclass
-class Done:
+class PerformedActions:
     """The actions performed, counted by element: its id, or its test id if it has no id.
 
     `clicks`: single clicks; `bursts`: clicks in quick succession; `dead`: those of `clicks` to which the page did
@@ -80,7 +80,7 @@ def _element(selector: str) -> str:
     return re.sub(r"^(#|\[data-testid=)|\]$", "", selector)
 
 
-def use_the_shop(page: Page, done: Done) -> None:
+def use_the_shop(page: Page, done: PerformedActions) -> None:
     """Adds an item to the cart, opens the cart, types, fails to check out, draws, and rage-clicks on a broken
     element.
     """
@@ -105,14 +105,16 @@ def use_the_shop(page: Page, done: Done) -> None:
     done.click_rage(page, "#coupon")  # the SDK would treat any change to the page as a reaction to these clicks
 
 
-def click_dead(page: Page, done: Done) -> None:
+def click_dead(page: Page, done: PerformedActions) -> None:
     """Waits until the SDK has classified the rage clicks, and clicks once more on the broken element."""
     page.evaluate("() => new Promise((resolve) => addEventListener('verdict', resolve, { once: true }))")
     done.click(page, "#coupon")
     done.dead["coupon"] += 1
 
 
-def watched(page: Page, address: str, replays: str, done: Done, steps: Callable[[Page, Done], None]) -> str:
+def watched(
+    page: Page, address: str, replays: str, done: PerformedActions, steps: Callable[[Page, PerformedActions], None]
+) -> str:
     """Opens the shop, performs the steps, and presses "Watch yourself".
 
     Returns the replay id when every sink has stored the replay and the browser shows the replay's page.

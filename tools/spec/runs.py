@@ -34,7 +34,7 @@ EXCLUDED_FAULTS = frozenset(
 )
 
 
-class _Recorded(World):
+class _RecordedWorld(World):
     """A simulated world that records the steps of its readers."""
 
     def __init__(self, shape: Shape) -> None:
@@ -52,7 +52,7 @@ class _Recorded(World):
 def simulated(seed: int) -> list[Step]:
     """Returns the steps of every reader in the simulated world of the given seed. Raises Violation."""
     shape = Shape.draw(seed)
-    world = _Recorded(
+    world = _RecordedWorld(
         replace(shape, faults=tuple(fault for fault in shape.faults if fault not in EXCLUDED_FAULTS))
     )
     world.run()

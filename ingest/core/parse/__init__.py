@@ -22,14 +22,23 @@ import msgspec
 from ingest.core.model import Blob, Message, Reject, Row, Segment
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget, BudgetSpent, units_of
-from ingest.core.parse.document import EMPTY, Document, Unread, open_document, without_lists
+from ingest.core.parse.document import EMPTY, Document, UnreadableDocument, open_document, without_lists
 from ingest.core.parse.envelope import Envelope, open_envelope, project_of
-from ingest.core.parse.gather import Gathered
+from ingest.core.parse.gather import GatheredRows
 from ingest.core.parse.recording import inflate, split, stored
 from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected, Usual
 from ingest.core.parse.scan import Scan
 
-__all__ = ["REASONS", "WARNINGS", "ParseRules", "Rebuilt", "Usual", "parse", "parse_usual", "rows_of_recording"]
+__all__ = [
+    "REASONS",
+    "WARNINGS",
+    "ParseRules",
+    "RebuiltRows",
+    "Usual",
+    "parse",
+    "parse_usual",
+    "rows_of_recording",
+]
 
 ERROR_CHARACTERS_MAX = 500
 VIEW_BYTES_MAX = 64 * 1024
@@ -56,7 +65,7 @@ def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | 
     return outcome
 
 
-class Rebuilt(msgspec.Struct, frozen=True, gc=False):
+class RebuiltRows(msgspec.Struct, frozen=True, gc=False):
     """Rows and facts that the events of one recording produce, independent of its message."""
 
     clickhouse: tuple[Row, ...]
@@ -64,7 +73,9 @@ class Rebuilt(msgspec.Struct, frozen=True, gc=False):
     warnings: tuple[str, ...]
 
 
-def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | None, rules: ParseRules) -> Rebuilt:
+def rows_of_recording(
+    raw: bytes, identity: rows.Identity, environment: str | None, rules: ParseRules
+) -> RebuiltRows:
     """Returns the click rows and facts that `parse` produces for this recording (the JSON) in a message with this
     identity.
 
@@ -72,7 +83,7 @@ def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | No
     """
     as_json = replace(rules, bigquery_write="insert_all")
     gathered = _gathered(rows.Writer(identity, environment), raw, as_json, 0, Budget(units_of(rules)), None)
-    return Rebuilt(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
+    return RebuiltRows(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
 
 
 class _Unusual(Exception):
@@ -198,7 +209,7 @@ def _document(envelope: Envelope, warnings: list[str]) -> Document:
         return EMPTY
     try:
         return open_document(envelope.replay_event)
-    except Unread as unread:
+    except UnreadableDocument as unread:
         warnings.append(unread.warning)
         return EMPTY
 
@@ -219,14 +230,14 @@ def _gathered(
     taken_bytes: int,
     budget: Budget,
     spent: type[_Unusual] | None,
-) -> Gathered:
+) -> GatheredRows:
     """Returns the content of the recording; empty, with a warning, if it is not a JSON array."""
-    gathered = Gathered(writer, rules, budget, taken_bytes)
+    gathered = GatheredRows(writer, rules, budget, taken_bytes)
     scan = Scan(raw, gathered.is_sampled, budget)
     try:
         gathered.take(scan)
     except msgspec.DecodeError:
-        gathered = Gathered(writer, rules, budget, taken_bytes)
+        gathered = GatheredRows(writer, rules, budget, taken_bytes)
         gathered.warnings.append("recording_not_json")
         return gathered
     except BudgetSpent:

@@ -148,7 +148,7 @@ _decode = msgspec.json.Decoder(Document).decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class Unread(Exception):
+class UnreadableDocument(Exception):
     """Raised if the document cannot be read; `warning` is a key of WARNINGS."""
 
     def __init__(self, warning: str) -> None:
@@ -157,20 +157,20 @@ class Unread(Exception):
 
 
 def open_document(text: memoryview) -> Document:
-    """Reads the relevant fields. Raises Unread."""
+    """Reads the relevant fields. Raises UnreadableDocument."""
     if len(text) <= DOCUMENT_BYTES_TYPICAL:
         try:
             return _decode(text)
         except _WRONG_SHAPE:
             pass
     elif _values_max(bytes(text)) > VALUES_MAX:
-        raise Unread("replay_event_over_limit")
+        raise UnreadableDocument("replay_event_over_limit")
     try:
         return _field_by_field(text)
     except _WRONG_SHAPE:
-        raise Unread("replay_event_not_json") from None
+        raise UnreadableDocument("replay_event_not_json") from None
     except BudgetSpent:
-        raise Unread("replay_event_over_limit") from None
+        raise UnreadableDocument("replay_event_over_limit") from None
 
 
 def _values_max(text: bytes) -> int:
@@ -186,7 +186,7 @@ def _field_by_field(text: memoryview) -> Document:
         raise
     except msgspec.DecodeError:
         if len(text) > REPAIRED_BYTES_MAX:
-            raise Unread("replay_event_over_limit") from None
+            raise UnreadableDocument("replay_event_over_limit") from None
         changed = without_lone_surrogates(bytes(text), Budget(REPAIR_UNITS))
         if changed is None:
             raise

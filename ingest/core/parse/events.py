@@ -18,7 +18,7 @@ class Malformed(Exception):
     """Raised if an event does not have the shape that its kind requires."""
 
 
-class Side(msgspec.Struct, gc=False):
+class FetchSide(msgspec.Struct, gc=False):
     """The request or response of a fetch. Sizes may be numbers or strings."""
 
     size: SizeValue = None
@@ -39,8 +39,8 @@ class SpanData(msgspec.Struct, gc=False):
     statusCode: Number = None
     requestBodySize: SizeValue = None
     responseBodySize: SizeValue = None
-    request: Side | None = None
-    response: Side | None = None
+    request: FetchSide | None = None
+    response: FetchSide | None = None
     size: Number = None
     encodedBodySize: Number = None
     decodedBodySize: Number = None

@@ -39,7 +39,7 @@ _NOTED_KINDS = frozenset(
 )
 
 
-class Gathered:
+class GatheredRows:
     """Rows, sizes and counters of one recording. Call `take` with the scan, then `close`."""
 
     def __init__(self, writer: rows.Writer, rules: ParseRules, budget: Budget, taken_bytes: int) -> None:

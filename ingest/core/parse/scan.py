@@ -53,12 +53,12 @@ _UNITS_PER_ELEMENT, _UNITS_PER_REDECODED_BYTE, _UNITS_PER_EVENT, _UNITS_PER_MALF
 _UNITS_PER_INCREMENTAL = 0.7
 
 
-class _LeanCustom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
+class _LeanCustomEvent(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
     data: msgspec.Raw = NULL
     timestamp: msgspec.Raw = NULL
 
 
-class _LeanMeta(msgspec.Struct, gc=False, tag_field="type", tag=META):
+class _LeanMetaEvent(msgspec.Struct, gc=False, tag_field="type", tag=META):
     data: msgspec.Raw = NULL
     timestamp: msgspec.Raw = NULL
 
@@ -67,7 +67,7 @@ class _Source(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-class _LeanIncremental(msgspec.Struct, gc=False, tag_field="type", tag=INCREMENTAL):
+class _LeanIncrementalEvent(msgspec.Struct, gc=False, tag_field="type", tag=INCREMENTAL):
     data: _Source | None = None
     timestamp: msgspec.Raw = NULL
 
@@ -78,8 +78,10 @@ _unread: dict[int, Any] = {
 }
 _Decode = Callable[[Any], list[Any]]
 _usual: Any = Union[(Custom, Meta, *_unread.values())]
-_lean: Any = Union[(_LeanCustom, _LeanMeta, *_unread.values())]
-_canvas: Any = Union[(_LeanCustom, _LeanMeta, *(_unread | {INCREMENTAL: _LeanIncremental}).values())]
+_lean: Any = Union[(_LeanCustomEvent, _LeanMetaEvent, *_unread.values())]
+_canvas: Any = Union[
+    (_LeanCustomEvent, _LeanMetaEvent, *(_unread | {INCREMENTAL: _LeanIncrementalEvent}).values())
+]
 # An array of at most this many elements; a longer array fails to decode.
 _FEW = 4
 _few: Any = msgspec.defstruct(
@@ -95,7 +97,7 @@ _decode_canvas: _Decode = msgspec.json.Decoder(list[_canvas]).decode
 _decode_few: Callable[[Any], Any] = msgspec.json.Decoder(_few).decode
 _decode_raws: _Decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _READ_TYPES = frozenset((Custom, Meta))
-_LEAN_READ = frozenset((_LeanCustom, _LeanMeta, _LeanIncremental))
+_LEAN_READ = frozenset((_LeanCustomEvent, _LeanMetaEvent, _LeanIncrementalEvent))
 _ODD_EVENT_ERRORS = (msgspec.ValidationError, UnicodeDecodeError)
 
 _not_a_number = re.compile(rb"NaN|Infinity").search
@@ -296,14 +298,14 @@ class Scan:
     def _read(self, lean: Any, item: msgspec.Raw | None = None) -> Event | None:
         """Reads an event whose outer shape is correct. `item` is the event's JSON, if canvas mutations are
         requested."""
-        if isinstance(lean, _LeanIncremental):
+        if isinstance(lean, _LeanIncrementalEvent):
             self._budget.spend(_UNITS_PER_INCREMENTAL)
             if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:
                 return None
             self._budget.spend(_UNITS_PER_EVENT)
             return Canvas(memoryview(item).nbytes, number_of(lean.timestamp))
         try:
-            if isinstance(lean, _LeanMeta):
+            if isinstance(lean, _LeanMetaEvent):
                 return Meta(odd.viewport_of(lean.data, self._budget), number_of(lean.timestamp))
             data = odd.data_of(lean.data, self._budget)
         except (msgspec.MsgspecError, UnicodeDecodeError, Malformed):

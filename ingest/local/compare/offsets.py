@@ -23,7 +23,7 @@ COORDINATOR_MOVE_ERRORS = (
 )
 
 
-class Committed:
+class CommittedOffsets:
     """Reads the group's committed offsets, with one client for all requests."""
 
     def __init__(self, settings: Settings) -> None:

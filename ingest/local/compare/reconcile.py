@@ -11,7 +11,7 @@ from ingest.local.compare.facts import read_facts
 from ingest.local.compare.letters import read_letters
 from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.objects import read_objects
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.report import Check, Report
 from ingest.local.compare.rows import Rows, read_rows
 from ingest.local.load.expectation import Expectation
@@ -63,7 +63,7 @@ def reconcile(
     letters, repeats = read_letters(settings)
     note = "original bytes and reason, each once" + (f"; {repeats} repeated records" if repeats else "")
     add(compare_maps("dead letters", expected.letters, letters, extra_is_error=extra_is_error, note=note))
-    committed = Committed(settings)
+    committed = CommittedOffsets(settings)
     try:
         found = committed.of(sorted(expected.ends))
     finally:

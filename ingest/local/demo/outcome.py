@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ingest.local.compare.report import Report, report_table
 from ingest.local.demo.screen import Screen
-from ingest.local.load.produce import Produced, summary
+from ingest.local.load.produce import ProducedTotals, summary
 
 SAMPLE_TITLE = "pages by rage clicks"
 
@@ -21,7 +21,7 @@ class Outcome:
 
     ok: bool = False
     error: str = ""
-    load: Produced | None = None
+    load: ProducedTotals | None = None
     report: Report | None = None
     sample: list[tuple[Any, ...]] = field(default_factory=list)
     rage_replay: str = ""

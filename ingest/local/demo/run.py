@@ -20,14 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, get_args
 
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
 from ingest.local.demo.outcome import Outcome, show
 from ingest.local.demo.screen import Screen
 from ingest.local.launch import SHORT_TIMEOUTS, celery, replays_ingest, settings_of, temporary_files_in_memory
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, LoadError, Produced, Profile, produce
+from ingest.local.load.produce import PROFILES, LoadError, ProducedTotals, Profile, produce
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, is_listening, wait_until
 from ingest.local.servers.redis import Redis
@@ -217,12 +217,12 @@ class _Demo:
 
     # Settle
 
-    def _wait_until_committed(self, produced: Produced, kill: Victim | None) -> None:
+    def _wait_until_committed(self, produced: ProducedTotals, kill: Victim | None) -> None:
         """Waits until the committed offset of every partition equals the end of its log."""
         topic = self.settings.kafka_topic
         ends = {(topic, partition): end for partition, end in produced.ends.items()}
         total = sum(ends.values())
-        committed = Committed(self.settings)
+        committed = CommittedOffsets(self.settings)
         pending = kill
         before, moved_at = -1, time.monotonic()
         try:

@@ -193,7 +193,7 @@ def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Itera
 
 
 @dataclass(slots=True)
-class Produced:
+class ProducedTotals:
     """The totals of the produced messages. Byte counts refer to message values."""
 
     messages: int = 0
@@ -218,7 +218,7 @@ def produce(
     clock: Clock | None = None,
     progress: Progress = lambda done, expected, size_bytes: None,
     stop: Callable[[], bool] = lambda: False,
-) -> Produced:
+) -> ProducedTotals:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
     `rate` is the maximum number of messages per second; None means unlimited. `clock`: see `stream`. `stop` is
@@ -251,7 +251,7 @@ class _Run:
     """The producer and its acknowledged messages."""
 
     def __init__(self, settings: Settings) -> None:
-        self.produced = Produced()
+        self.produced = ProducedTotals()
         self._topic = settings.kafka_topic
         self._manifest: Writer | None = None
         self._error: KafkaError | None = None
@@ -341,7 +341,7 @@ def values(profile: Profile, count: int, seed: int = 1, started_at: int | None =
     return (message.value for message in stream(profile, count, seed, start))
 
 
-def summary(produced: Produced) -> dict[str, Any]:
+def summary(produced: ProducedTotals) -> dict[str, Any]:
     """Returns the totals as JSON values."""
     seconds = max(produced.seconds, 1e-9)
     return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingest.core.parse import ParseRules, Rebuilt, rows_of_recording
+from ingest.core.parse import ParseRules, RebuiltRows, rows_of_recording
 from ingest.core.parse.rows import Identity
 from ingest.core.stored_recording import unpack
 
@@ -35,7 +35,7 @@ class StoredSegment:
         return self.project_id, self.replay_id, self.segment_id
 
 
-def rebuild_rows(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
+def rebuild_rows(segment: StoredSegment, content: bytes, rules: ParseRules) -> RebuiltRows:
     """Returns the rows of a recording. Raises BlobError when the content is not a recording."""
     identity = Identity(
         segment.org_id,

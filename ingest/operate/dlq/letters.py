@@ -15,7 +15,7 @@ import msgspec
 
 from ingest.core.parse.envelope import project_of
 from ingest.settings import Settings
-from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, Sealed, decode, decode_mark, digest, examine
+from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, SealStatus, decode, decode_mark, digest, examine
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
 from tasks.kafka.records import Record
 from tasks.refused import OBJECT
@@ -30,7 +30,7 @@ class DeadLettersUnavailable(Exception):
     """Raised if the dead-letter topic could not be read or written. The message states why."""
 
 
-class _Owned(msgspec.Struct):
+class _RowProject(msgspec.Struct):
     """The project of a row."""
 
     project_id: int | None = None
@@ -49,7 +49,7 @@ class Letter:
     timestamp_ms: int
     label: Label
     replayed: bool
-    sealed: Sealed
+    sealed: SealStatus
     key: bytes | None = field(repr=False)
     value: bytes = field(repr=False)
     tombstone: bool = False
@@ -82,7 +82,7 @@ class Letter:
         if own := OBJECT.fullmatch(self.item):
             return int(own["project"])
         try:
-            return msgspec.json.decode(self.value, type=_Owned).project_id
+            return msgspec.json.decode(self.value, type=_RowProject).project_id
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
@@ -168,18 +168,18 @@ def letters_containing(settings: Settings, texts: Iterable[str]) -> Iterator[Let
                 yield letter
 
 
-def _read_marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
+def _read_marks(settings: Settings) -> dict[str, tuple[str, SealStatus]]:
     """Returns the digest of each replayed letter (empty if the mark has none) and whether its mark is sealed, by
     letter id.
 
     A sealed mark is never replaced.
     """
-    marks: dict[str, tuple[str, Sealed]] = {}
+    marks: dict[str, tuple[str, SealStatus]] = {}
     for record in _scan(settings):
         mark = decode_mark(record.headers, record.key, record.value)
         if mark is not None:
             state = _seal_status(settings, record)
-            if state is Sealed.YES or marks.get(mark.letter_id, ("", state))[1] is not Sealed.YES:
+            if state is SealStatus.YES or marks.get(mark.letter_id, ("", state))[1] is not SealStatus.YES:
                 marks[mark.letter_id] = mark.digest, state
             if len(marks) > MARKS_MAX:
                 raise DeadLettersUnavailable(
@@ -189,7 +189,7 @@ def _read_marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
     return marks
 
 
-def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: Settings) -> Letter | None:
+def _letter(record: Record, marks: Mapping[str, tuple[str, SealStatus]], settings: Settings) -> Letter | None:
     """Returns the letter in this record; None if the record is a mark."""
     if decode_mark(record.headers, record.key, record.value) is not None:
         return None
@@ -207,21 +207,21 @@ def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: S
     )
 
 
-def _seal_status(settings: Settings, record: Record) -> Sealed:
+def _seal_status(settings: Settings, record: Record) -> SealStatus:
     value = None if record.tombstone else record.value
     return examine(settings.seals, settings.dlq_topic, record.key, value, record.headers)
 
 
 def _is_replayed(
-    record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
+    record: Record, label: Label, state: SealStatus, marks: Mapping[str, tuple[str, SealStatus]], dlq_topic: str
 ) -> bool:
     """Returns whether a mark applies to the record. An unsealed mark does not apply to a sealed letter, because
     anyone who can write to the topic can write unsealed marks.
     """
 
     def applicable_mark(letter_id: str) -> str | None:
-        mark, by = marks.get(letter_id, (None, Sealed.NO))
-        return mark if by is Sealed.YES or state is not Sealed.YES else None
+        mark, by = marks.get(letter_id, (None, SealStatus.NO))
+        return mark if by is SealStatus.YES or state is not SealStatus.YES else None
 
     mark = applicable_mark(f"{record.partition}-{record.offset}")
     if mark is not None:

@@ -17,7 +17,7 @@ from ingest.operate.dlq.originals import ItemNotProduced, OriginalMissing, Origi
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from tasks.errors import SinkError
-from tasks.kafka.letters import REPLAYED_FROM, Mark, Sealed, digest, sealed
+from tasks.kafka.letters import REPLAYED_FROM, Mark, SealStatus, digest, sealed
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.refused import revive
@@ -121,7 +121,7 @@ class _Sender:
         self._refresh_erasures()
         if is_erased(letter, self._erasures, self._rules):
             raise NotReplayed(ERASED)
-        if letter.sealed is Sealed.NO and not self._unverified:
+        if letter.sealed is SealStatus.NO and not self._unverified:
             raise NotReplayed("it has no valid seal; add --unverified to replay it anyway")
         if letter.label.refusal is None:
             topic, input_topic = letter.label.origin.topic, self._settings.kafka_topic
@@ -136,7 +136,7 @@ class _Sender:
         except (ValueError, ItemNotProduced) as error:
             raise NotReplayed(str(error)) from error
         except OriginalMissing as error:
-            if self._unverified or letter.sealed is Sealed.YES:
+            if self._unverified or letter.sealed is SealStatus.YES:
                 if may_be_erased(letter, self._erasures):
                     raise NotReplayed(ERASED) from error
                 return named

@@ -27,7 +27,7 @@ docs/decisions/018-operators-decisions-in-kafka.md and docs/decisions/028-erase-
 
 from ingest.operate.erase.certificate import certificate
 from ingest.operate.erase.eraser import Eraser
-from ingest.operate.erase.erasure import Erased, Erasure
+from ingest.operate.erase.erasure import Erasure, ErasureResult
 from ingest.operate.erase.holdings import (
     EraseFailed,
     Generation,
@@ -42,9 +42,9 @@ from ingest.operate.erase.rows import TABLES
 __all__ = [
     "TABLES",
     "EraseFailed",
-    "Erased",
     "Eraser",
     "Erasure",
+    "ErasureResult",
     "Generation",
     "Holdings",
     "Objects",

@@ -20,7 +20,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 
 
 @dataclass(frozen=True, slots=True)
-class Erased:
+class ErasureResult:
     """The result for one replay. `left` has one line for each kind of data that was not erased."""
 
     found: Holdings
@@ -63,7 +63,7 @@ class Erasure:
         """Returns lines about data that an erasure would not remove."""
         return describe_uncovered_data(found)
 
-    def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
+    def erase(self, *, by: str, wait_seconds: float) -> list[ErasureResult]:
         """Writes the tombstones, waits for batches in flight, searches again, and erases the stored data."""
         keys = self._keys + [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         action = {"what": "erase begins", "by": by, "project": self._project_id, "replays": len(keys)}
@@ -74,13 +74,13 @@ class Erasure:
         current_keys = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(current_keys).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})
-        done: list[Erased] = []
+        done: list[ErasureResult] = []
         replays = self._replays()
         for replay_id in replays:
             began, eraser = time.monotonic(), self._eraser(replay_id)
             found = eraser.search()
             left = eraser.erase(found, by=by, unsettled=unsettled)
-            done.append(Erased(found, left, certificate(found, left, by=by, at=time.time())))
+            done.append(ErasureResult(found, left, certificate(found, left, by=by, at=time.time())))
             if len(replays) > 1:
                 time.sleep(max(0.0, 1.0 / self._rate - (time.monotonic() - began)))
         return done

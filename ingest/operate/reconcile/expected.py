@@ -79,7 +79,7 @@ class Chunk:
         return int(project) if project else None
 
 
-class Expected:
+class ExpectedItems:
     """Computes the expected items. Counts, by reason, the messages and items that need not be in the sinks."""
 
     def __init__(self, settings: Settings, account: Account) -> None:

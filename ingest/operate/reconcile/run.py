@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ingest.operate.dlq import DeadLettersUnavailable
 from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, Missing, ReconcileFailed, Tally
-from ingest.operate.reconcile.expected import Chunk, Expected, offset_of
+from ingest.operate.reconcile.expected import Chunk, ExpectedItems, offset_of
 from ingest.operate.reconcile.presence import PRESENCES, Presence
 from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.repair import Repair
@@ -113,7 +113,7 @@ class _Sinks:
 
     def __init__(self, settings: Settings, account: Account, per_second_max: float | None) -> None:
         self._settings, self._account = settings, account
-        self.expected = Expected(settings, account)
+        self.expected = ExpectedItems(settings, account)
         self._presences: dict[str, Presence] = {}
         self._repair = None if per_second_max is None else Repair(settings, per_second_max)
         if "datadog" in settings.sinks:

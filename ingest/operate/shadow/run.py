@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ingest.operate.dlq import DeadLettersUnavailable
 from ingest.operate.reconcile.account import Account, ReconcileFailed
-from ingest.operate.reconcile.expected import Chunk, Expected, offset_of
+from ingest.operate.reconcile.expected import Chunk, ExpectedItems, offset_of
 from ingest.operate.reconcile.recordings import Recordings
 from ingest.operate.reconcile.topic import CHUNK_MESSAGES_MAX, RecordingsTopic, Scope, Span
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally
@@ -79,7 +79,7 @@ def _round(
 ) -> None:
     """Compares these spans, taking the current dead letters and operators' decisions into account."""
     account = Account(settings.kafka_topic, spans)
-    expected = Expected(settings, account)
+    expected = ExpectedItems(settings, account)
     pace.begin()
     for span in spans:
         for messages in topic.chunks(span):
@@ -118,7 +118,7 @@ class _Sinks:
         self._recordings = Recordings(settings) if SinkName.GCS in settings.sinks else None
         self._rows = StoredRows(settings) if SinkName.CLICKHOUSE in settings.sinks else None
 
-    def compare(self, expected: Expected, chunk: Chunk) -> None:
+    def compare(self, expected: ExpectedItems, chunk: Chunk) -> None:
         """Compares one chunk of one partition. Raises SinkError."""
         if self._recordings is not None:
             items = list(expected.items(chunk, SinkName.GCS))
@@ -130,7 +130,7 @@ class _Sinks:
             self._compare_rows(self._rows, expected, chunk)
         self._compare_letters(expected, chunk)
 
-    def _compare_rows(self, stored: StoredRows, expected: Expected, chunk: Chunk) -> None:
+    def _compare_rows(self, stored: StoredRows, expected: ExpectedItems, chunk: Chunk) -> None:
         items = list(expected.items(chunk, SinkName.CLICKHOUSE))
         comparison = stored.compare(items, chunk.batch.source.partition)  # type: ignore[arg-type]
         tally = self._tally(SinkName.CLICKHOUSE, comparison.compared)
@@ -148,7 +148,7 @@ class _Sinks:
                 ),
             )
 
-    def _compare_letters(self, expected: Expected, chunk: Chunk) -> None:
+    def _compare_letters(self, expected: ExpectedItems, chunk: Chunk) -> None:
         """Reports messages that this release rejects but that have no dead letter, which means that the live
         release accepted them.
         """

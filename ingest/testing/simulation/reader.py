@@ -51,7 +51,7 @@ PROJECTS = 5
 UNUSUAL_MESSAGE_INTERVAL = 9
 
 
-class Killed(BaseException):
+class ReaderKilled(BaseException):
     """Simulates SIGKILL by unwinding the process from any point."""
 
 
@@ -289,7 +289,7 @@ class Reader:
         try:
             self._runtime.step()
             self.stop = self._runtime.stopped
-        except Killed:
+        except ReaderKilled:
             self.alive = False
         finally:
             self.busy = False
@@ -331,7 +331,7 @@ class Reader:
 
     def _end_process(self) -> None:
         self.alive = False
-        raise Killed
+        raise ReaderKilled
 
     def request_stop(self) -> None:
         """Requests a shutdown, as SIGTERM does."""
@@ -342,19 +342,19 @@ class Reader:
         """Marks a point between two commands at which the process may be killed."""
         if not self.alive or self._dice.occurs(Fault.READER_CRASH_MIDWAY):
             self.alive = False
-            raise Killed
+            raise ReaderKilled
 
     # The runtime's inbox
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
-        """Returns the next event. Simulated time passes during the wait. Raises queue.Empty or Killed."""
+        """Returns the next event. Simulated time passes during the wait. Raises queue.Empty or ReaderKilled."""
         timeline = self._timeline
         if block and not self._events:
             timeline.run_until(timeline.now + (timeout or 0.0))
         while timeline.now < self.frozen_until and self.alive:
             timeline.run_until(self.frozen_until)
         if not self.alive:
-            raise Killed
+            raise ReaderKilled
         if not self._events:
             raise queue.Empty
         return self._events.popleft()

@@ -23,7 +23,7 @@ from tornado import web
 
 from ingest.trial.endpoint.body import BODY_BYTES_MAX, decompressed
 from ingest.trial.endpoint.envelope import Envelope, split
-from ingest.trial.endpoint.messages import Produced, Project, ignored, message
+from ingest.trial.endpoint.messages import ProducedMessage, Project, ignored, message
 from ingest.trial.endpoint.refusals import Reason, Refused
 from ingest.trial.endpoint.replay_event import Client
 from tasks.kafka.producing import NotProduced
@@ -57,7 +57,7 @@ class Endpoint:
     project: Project
     key: str
     produce: Callable[[bytes], None]
-    received: Callable[[Produced], None]
+    received: Callable[[ProducedMessage], None]
     refused: Callable[[Refused], None] = lambda error: None
     names: frozenset[str] = frozenset()
     clock: Callable[[], float] = time.time
@@ -185,7 +185,7 @@ class EnvelopeHandler(web.RequestHandler):
 
     def _parse_in_thread(
         self, body: bytes, encoding: str, key: str, client: Client
-    ) -> tuple[Envelope, Produced | None]:
+    ) -> tuple[Envelope, ProducedMessage | None]:
         """Runs in a thread."""
         if key:
             self.endpoint.require_key(key)
@@ -194,7 +194,7 @@ class EnvelopeHandler(web.RequestHandler):
             self.endpoint.require_key(_key_of(envelope.dsn))
         return envelope, message(envelope, self.endpoint.project, client)
 
-    async def _produce(self, found: Produced) -> None:
+    async def _produce(self, found: ProducedMessage) -> None:
         endpoint = self.endpoint
         try:
             await asyncio.get_running_loop().run_in_executor(endpoint.kafka, endpoint.produce, found.value)

@@ -40,7 +40,7 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True)
-class Produced:
+class ProducedMessage:
     """One Kafka value, and the id of the segment in it."""
 
     replay_id: str
@@ -59,7 +59,7 @@ class _Video(msgspec.Struct):
 _decode_video = msgspec.msgpack.Decoder(_Video).decode
 
 
-def message(envelope: Envelope, project: Project, client: Client) -> Produced | None:
+def message(envelope: Envelope, project: Project, client: Client) -> ProducedMessage | None:
     """Returns the replay in an envelope; None if the envelope has no replay. Raises Refused."""
     event, recorded, film = (envelope.of(kind) for kind in ("replay_event", "replay_recording", "replay_video"))
     if event is None and recorded is None and film is None:
@@ -101,7 +101,7 @@ def _video(item: memoryview) -> tuple[memoryview, memoryview, bytes]:
 
 def _produced(
     recorded: Recording, document: bytes | None, video: bytes, replay_id: str, project: Project, client: Client
-) -> Produced:
+) -> ProducedMessage:
     fields: dict[str, Any] = {
         "type": MESSAGE_TYPE,
         "replay_id": replay_id,
@@ -118,4 +118,4 @@ def _produced(
     value = msgspec.msgpack.encode(fields)
     if len(value) > MESSAGE_BYTES_MAX:
         raise Refused(Reason.MESSAGE_TOO_LARGE, f"the Kafka message exceeds {MESSAGE_BYTES_MAX} bytes")
-    return Produced(replay_id, recorded.segment_id, value)
+    return ProducedMessage(replay_id, recorded.segment_id, value)

@@ -37,7 +37,7 @@ from tasks.sinks.http.answers import Answer
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.http.transfers import Connections, Method
 from tasks.sinks.outcome import Action, Blame, Failure, Outcome, seconds_until
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.units import MiB
 from tasks.wire import TABLES_BY_SINK, EncodedRows, Row, SinkName
 
@@ -58,7 +58,7 @@ class BigQuerySink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._service = PerProcess(lambda: Service(settings))
+        self._service = PerProcessValue(lambda: Service(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Streams `items` in as few requests as their sizes allow; `token` is not needed, because rows have ids.

@@ -29,7 +29,7 @@ from tasks.sinks.bigquery.streams import Stream, Streams, write_client
 from tasks.sinks.google.errors import classify
 from tasks.sinks.http.limits import BodyLimit
 from tasks.sinks.outcome import Action, Blame, Failure, Outcome, seconds_until
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import Row
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class StorageWriteSink:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._rest = BigQuerySink(settings)
-        self._writer = PerProcess(lambda: Writer(settings))
+        self._writer = PerProcessValue(lambda: Writer(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Same as `write_recorded`, but without a record: if a response is lost, rows may be stored twice."""

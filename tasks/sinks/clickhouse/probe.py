@@ -28,7 +28,7 @@ Query = Callable[[str], Answer | Failure]
 
 
 @dataclass(slots=True)
-class Probed:
+class ProbeResult:
     """Result of the probe. `failure`: why the row could not be written."""
 
     failure: Failure | None = None
@@ -37,9 +37,9 @@ class Probed:
     not_tested: list[str] = field(default_factory=list)
 
 
-def probe(insert: Insert, query: Query) -> Probed:
+def probe(insert: Insert, query: Query) -> ProbeResult:
     """Writes one row and deletes it, as far as the account's permissions allow."""
-    found, number = Probed(), random.getrandbits(53)
+    found, number = ProbeResult(), random.getrandbits(53)
     end = insert(TABLE, _row(number))
     found.failure = end if isinstance(end, Failure) else failure_of(end, rows=1)
     if found.failure is not None:
@@ -60,7 +60,7 @@ def _row(number: int) -> bytes:
     return json.dumps(row | identity | {"received": int(time.time())}).encode()
 
 
-def _read_back(found: Probed, end: Answer | Failure) -> str | None:
+def _read_back(found: ProbeResult, end: Answer | Failure) -> str | None:
     """Returns the partition that contains the row; None if it cannot be read."""
     failure = failure_of_query(end)
     if failure is not None and failure.blame is Blame.CREDENTIALS:
@@ -80,7 +80,7 @@ def _read_back(found: Probed, end: Answer | Failure) -> str | None:
     return str(rows[0]["_partition_id"])
 
 
-def _delete(found: Probed, end: Answer | Failure) -> None:
+def _delete(found: ProbeResult, end: Answer | Failure) -> None:
     failure = failure_of_query(end)
     if failure is None:
         found.steps.append("deleted")

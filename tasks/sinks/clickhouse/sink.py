@@ -46,7 +46,7 @@ from tasks.sinks.clickhouse.table import (
 )
 from tasks.sinks.http.answers import Answer, unproven_success
 from tasks.sinks.outcome import Blame, Failure, Outcome
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import TABLES_BY_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
@@ -64,7 +64,7 @@ class ClickHouseSink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._server = PerProcess(lambda: Server(settings))
+        self._server = PerProcessValue(lambda: Server(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Inserts `items`, one table at a time; a failing table does not prevent the others from being written.

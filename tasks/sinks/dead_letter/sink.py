@@ -28,7 +28,7 @@ from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, classify
 from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.units import KiB
 from tasks.wire import DeadLetter
 
@@ -46,7 +46,7 @@ class DeadLetterSink:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = settings.dlq_topic
-        self._producer = PerProcess(lambda: Producer(producer_options(settings)))
+        self._producer = PerProcessValue(lambda: Producer(producer_options(settings)))
 
     def write(self, items: Sequence[DeadLetter], token: str, deadline_seconds: float) -> None:
         """Produces `items` and returns when all in-sync replicas have them. `token` is not needed.

@@ -41,7 +41,7 @@ from tasks.sinks.google.errors import advice, classify, classify_answer
 from tasks.sinks.http.answers import Answer, describe_answer
 from tasks.sinks.http.transfers import Method
 from tasks.sinks.outcome import Blame, Failure, Outcome, seconds_until
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import Blob
 
 PROBE = b"replays-ingest check"
@@ -57,7 +57,7 @@ class GcsSink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._uploader = PerProcess(lambda: Uploader(settings))
+        self._uploader = PerProcessValue(lambda: Uploader(settings))
 
     def write(self, items: Sequence[Blob], token: str, deadline_seconds: float) -> None:
         """Uploads `items` with up to `gcs_connections` concurrent requests. `token` is not needed, because the

@@ -69,7 +69,7 @@ class Proxies(Enum):
 
 
 @dataclass(slots=True)
-class _Running:
+class _RunningRequest:
     """One request in flight: the response so far, and the number of bytes of the body that were read."""
 
     key: Hashable
@@ -134,7 +134,7 @@ class Transfers:
         self._proxies = proxies
         self._ca_file = ca_file
         self._idle: list[Any] = []
-        self._running: dict[Any, _Running] = {}
+        self._running: dict[Any, _RunningRequest] = {}
 
     @property
     def room(self) -> bool:
@@ -183,7 +183,7 @@ class Transfers:
         """
         assert self.room
         small = len(body) <= WHOLE_BYTES_MAX
-        request = _Running(key, body, wanted_headers, reusable=small and method is Method.POST)
+        request = _RunningRequest(key, body, wanted_headers, reusable=small and method is Method.POST)
         handle = self._idle.pop() if self._idle and request.reusable else _handle(self._ca_file)
         handle.setopt(pycurl.URL, url)
         if self._proxies is Proxies.HTTPS and url.startswith("http:"):

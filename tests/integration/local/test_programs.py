@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from ingest.cli.main import main
 from ingest.local import background
-from ingest.local.compare.offsets import Committed
+from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.launch import settings_of
 from ingest.local.load.produce import PROFILES, produce
 from ingest.local.logs import Tail
@@ -48,7 +48,7 @@ def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
         settings = settings_of(dict(state.settings))
         made = produce(settings, PROFILES["small"], 20, 1, manifest_path=tmp_path / "manifest.jsonl")
         ends = {(settings.kafka_topic, partition): end for partition, end in made.ends.items()}
-        committed = Committed(settings)
+        committed = CommittedOffsets(settings)
         wait_until(lambda: committed.of(sorted(ends)) == ends, 60, "the load to be committed")
         committed.close()
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
-from ingest.observe.heartbeat import Heartbeat, Unowned
+from ingest.observe.heartbeat import Heartbeat, UnownedPartition
 from ingest.operate import rehearsal, status
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.top import page
@@ -183,8 +183,8 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
     """`status` and `top` show partitions without an owner, and ignore the reports of a silent reader."""
     coordination = Coordination(fleet.client, fleet.settings)
     for name, seen_at, unowned in (
-        ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
-        ("silent", time.time() - 3000, (Unowned(7, 1),)),
+        ("fresh", time.time(), (UnownedPartition(3, 41), UnownedPartition(5))),
+        ("silent", time.time() - 3000, (UnownedPartition(7, 1),)),
     ):
         heartbeat = msgspec.json.encode(Heartbeat(seen_at=seen_at, unowned=unowned)).decode()
         coordination.publish_reader(name, heartbeat)
@@ -193,7 +193,7 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
     console = Console(file=io.StringIO(), width=110)
     console.print(page(found))
 
-    assert found.unowned == (Unowned(3, 41), Unowned(5))
+    assert found.unowned == (UnownedPartition(3, 41), UnownedPartition(5))
     assert "partitions without an owner: 3 (lag 41), 5" in console.file.getvalue()  # type: ignore[attr-defined]
     assert "queues without a worker: flush.gcs" in console.file.getvalue()  # type: ignore[attr-defined]
 

@@ -13,7 +13,7 @@ from ingest.operate.remake import batch_of, message_of
 from ingest.reader.encoding import Encoder, items_of
 from ingest.reader.process import rules_of
 from ingest.settings import Settings
-from tasks.kafka.letters import REPLAYED_FROM, Label, Mark, Origin, Sealed, digest, sealed
+from tasks.kafka.letters import REPLAYED_FROM, Label, Mark, Origin, SealStatus, digest, sealed
 from tasks.kafka.records import Headers
 from tasks.sinks import build
 from tasks.sinks.clickhouse.sink import client as clickhouse_client
@@ -171,7 +171,7 @@ def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: T
     assert [letter for letter, _ in done.failed] == ["0-0"]
     assert "--unverified" in done.failed[0][1]
     assert (done.written, topics.object(name)) == (1, b"refused")
-    assert [(letter.id, letter.sealed) for letter in left] == [("0-0", Sealed.NO)]
+    assert [(letter.id, letter.sealed) for letter in left] == [("0-0", SealStatus.NO)]
     assert forced.produced == 1
     assert keyed.letters(Selection()) == []
 

@@ -17,7 +17,7 @@ from ingest.local.compare.reconcile import reconcile as compare
 from ingest.local.fleet import isolated
 from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.stack import Stack
 from ingest.operate import reconcile
@@ -43,7 +43,7 @@ class System:
     """
 
     settings: Settings
-    produced: Produced
+    produced: ProducedTotals
     expected: Expectation
 
 

@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from ingest.cli.main import main
 from ingest.local.fleet import isolated
 from ingest.local.launch import settings_of
-from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.load.produce import PROFILES, ProducedTotals, produce
 from ingest.local.stack import Stack
 from ingest.operate import reconcile
 from ingest.operate.reconcile import Scope
@@ -37,7 +37,7 @@ class LiveData:
 
     env: dict[str, str]
     settings: Settings
-    produced: Produced
+    produced: ProducedTotals
 
     def shadow(self, *arguments: str) -> Result:
         """Runs `shadow` with an unreachable Redis."""

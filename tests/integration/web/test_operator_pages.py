@@ -17,7 +17,7 @@ from ingest.settings import Settings
 from ingest.web.base import TOKEN_HEADER
 from tasks.sign_in import WRONG_LOGIN
 from tests.kit.operator_system import READER, OperatorSystem
-from tests.kit.web_pages import Client, Seen, running, served
+from tests.kit.web_pages import Client, SeenResponse, running, served
 
 LOGIN = "ann:a-long-password"
 
@@ -29,7 +29,7 @@ class Pages:
     operator_system: OperatorSystem
     client: Client
 
-    def ask(self, path: str, body: object, **headers: str) -> Seen:
+    def ask(self, path: str, body: object, **headers: str) -> SeenResponse:
         """Sends a request with the token of the page, as the page does."""
         token = str(self.client.get("/api/operate").json["token"])
         return self.client.post(path, body, **{TOKEN_HEADER: token}, **headers)

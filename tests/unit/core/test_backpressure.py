@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.core.backpressure import Backpressure, Change
+from ingest.core.backpressure import Backpressure, BackpressureChange
 from tests.kit.core_reader import limits
 
 
@@ -39,7 +39,7 @@ def test_it_pauses_only_after_a_while_at_the_bound() -> None:
     full.update(4, 0, now=10.0)
 
     assert full.update(4, 0, now=10.4) is None
-    assert full.update(4, 0, now=10.5) is Change.PAUSE
+    assert full.update(4, 0, now=10.5) is BackpressureChange.PAUSE
     assert full.paused
     assert full.update(4, 0, now=99.0) is None
 
@@ -57,7 +57,7 @@ def test_it_resumes_at_half_of_both_bounds() -> None:
     assert full.update(3, 0, now=2.0) is None
     assert full.update(2, 501, now=3.0) is None
     assert not full.has_room
-    assert full.update(2, 500, now=4.0) is Change.RESUME
+    assert full.update(2, 500, now=4.0) is BackpressureChange.RESUME
     assert full.has_room
     assert not full.paused
 
@@ -78,4 +78,4 @@ def test_a_bound_of_one_still_resumes() -> None:
     full.update(1, 0, now=0.0)
     full.update(1, 0, now=1.0)
 
-    assert full.update(0, 0, now=2.0) is Change.RESUME
+    assert full.update(0, 0, now=2.0) is BackpressureChange.RESUME

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message
-from ingest.observe.heartbeat import HeartbeatSource, Unowned
+from ingest.observe.heartbeat import HeartbeatSource, UnownedPartition
 from ingest.observe.metrics import DEFINITIONS, Metrics
 from ingest.settings import Settings
 from ingest.testing.runtime import PARTITION
@@ -287,7 +287,7 @@ def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
     metrics = Metrics(Settings(), wall_clock=lambda: WALL_TIME)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)
 
-    assert source().unowned == (Unowned(3, 41), Unowned(5))
+    assert source().unowned == (UnownedPartition(3, 41), UnownedPartition(5))
     assert metrics.registry.get_sample_value("replays_reader_unowned_lag_messages", {"partition": "3"}) == 41
     assert metrics.registry.get_sample_value("replays_reader_unowned_lag_messages", {"partition": "5"}) is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.configuration import configuration
 from tasks.loading import SettingsError, load_fleet
-from tasks.redis_address import RedisAddress, Scheme, WrongAddress, parse
+from tasks.redis_address import InvalidAddress, RedisAddress, Scheme, parse
 
 ACCEPTED = {
     "redis://": RedisAddress(Scheme.PLAIN, (("localhost", 6379),)),
@@ -73,7 +73,7 @@ REFUSED = {
 @pytest.mark.parametrize("url", REFUSED)
 def test_options_that_some_client_ignores_are_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An option that some client ignores is refused with a one-line error that does not contain the password."""
-    with pytest.raises(WrongAddress, match=REFUSED[url].replace("+", r"\+")):
+    with pytest.raises(InvalidAddress, match=REFUSED[url].replace("+", r"\+")):
         parse(url)
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
 

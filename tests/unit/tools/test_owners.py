@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.unit.tools.test_history import line
 from tools.history.collect import LoggedOperations, seconds_of
-from tools.history.owners import Disturbance, Gap, Owned, gaps
+from tools.history.owners import Disturbance, Gap, OwnedPeriod, gaps
 
 T0 = seconds_of("2026-11-27T10:00:00Z")
 
@@ -15,12 +15,12 @@ def test_gaps_are_the_times_between_owners_longest_first() -> None:
     Owners may overlap, for example when a suspended reader's partition was reassigned.
     """
     owned = [
-        Owned("a.1", 0, 0.0, 10.0),
-        Owned("b.1", 0, 8.0, 20.0),
-        Owned("a.2", 0, 15.0, 16.0),
-        Owned("a.2", 0, 21.0, 30.0),
-        Owned("b.1", 1, 0.0, 5.0),
-        Owned("b.1", 1, 9.0, 30.0),
+        OwnedPeriod("a.1", 0, 0.0, 10.0),
+        OwnedPeriod("b.1", 0, 8.0, 20.0),
+        OwnedPeriod("a.2", 0, 15.0, 16.0),
+        OwnedPeriod("a.2", 0, 21.0, 30.0),
+        OwnedPeriod("b.1", 1, 0.0, 5.0),
+        OwnedPeriod("b.1", 1, 9.0, 30.0),
     ]
 
     assert gaps(owned) == [Gap(1, 5.0, 9.0), Gap(0, 20.0, 21.0)]

@@ -8,14 +8,14 @@ import pytest
 
 from tools.sdks.__main__ import Line, main, table
 from tools.sdks.comparing import ONCE_PER_SECOND, Comparison, Facts, compared
-from tools.sdks.driving import Done
+from tools.sdks.driving import PerformedActions
 
 
-def done_in_the_page() -> Done:
+def done_in_the_page() -> PerformedActions:
     """Returns the actions on the page: one click, seven rage clicks, one request, one console message, one
     input, one navigation.
     """
-    done = Done(inputs={"name"}, console=[("error", "failed")], navigation=["/?page=cart"])
+    done = PerformedActions(inputs={"name"}, console=[("error", "failed")], navigation=["/?page=cart"])
     done.clicks["checkout"] = 1
     done.bursts["coupon"] = 7
     done.statuses["POST", "/shop/cart", 200] = 1

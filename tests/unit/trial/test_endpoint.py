@@ -13,7 +13,7 @@ import pytest
 from ingest.core.model import Segment
 from ingest.trial.endpoint.body import decompressed
 from ingest.trial.endpoint.envelope import split
-from ingest.trial.endpoint.messages import Produced, ignored, message
+from ingest.trial.endpoint.messages import ProducedMessage, ignored, message
 from ingest.trial.endpoint.refusals import Reason, Refused
 from ingest.trial.endpoint.replay_event import LIST_MAX, Client, normalized
 from tests.kit.envelopes import PROJECT, envelope, item, sent_by_the_sdk
@@ -29,7 +29,7 @@ RECORDING = b'{"segment_id":0}\n' + zlib.compress(b"[]")
 EVENT = b'{"segment_id":0}'
 
 
-def produced(content: bytes) -> Produced:
+def produced(content: bytes) -> ProducedMessage:
     """Returns the Kafka message for an envelope that contains a replay."""
     found = message(split(content), PROJECT, CLIENT)
     assert found is not None

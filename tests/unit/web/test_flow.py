@@ -9,7 +9,7 @@ import pytest
 
 from ingest.core.flight import Phase
 from ingest.core.model import Stage
-from ingest.observe.heartbeat import Unowned
+from ingest.observe.heartbeat import UnownedPartition
 from ingest.observe.snapshot import FlightState, PartitionState, Snapshot
 from ingest.operate.status import ParkedStatus, ReaderStatus, RedisStatus, SinkStatus, Status
 from ingest.web.flow import READER, Bottleneck, Severity, alerts, bottleneck
@@ -57,7 +57,7 @@ CASES = [
     ({"readers": (reader(silent=True),)}, READER, ["ReplaysNoReader"]),
     ({"readers": (reader(), reader(silent=True))}, "", ["ReplaysReaderDown"]),
     ({"readers": (reader(halted="too many rejects"),)}, READER, ["ReplaysHalted"]),
-    ({"unowned": (Unowned(3, 10),)}, "", ["ReplaysPartitionUnowned"]),
+    ({"unowned": (UnownedPartition(3, 10),)}, "", ["ReplaysPartitionUnowned"]),
     ({"sinks": (sink("gcs"), OPEN)}, "clickhouse", ["ReplaysSinkSick"]),
     ({"workers": ()}, "", ["ReplaysNobodyFlushes"]),
     (

@@ -17,7 +17,7 @@ from tasks.kafka.letters import (
     Mark,
     Origin,
     Refusal,
-    Sealed,
+    SealStatus,
     decode,
     decode_mark,
     digest,
@@ -183,10 +183,10 @@ def test_a_sealed_letter_is_read_like_an_unsealed_one():
     headers = sealed(SEALS, "dlq", *RECORD)
 
     assert decode(headers) == decode(RECORD[2])
-    assert examine(SEALS, "dlq", *RECORD[:2], headers) is Sealed.YES
-    assert examine(UNSEALED, "dlq", *RECORD[:2], headers) is Sealed.UNKNOWN
+    assert examine(SEALS, "dlq", *RECORD[:2], headers) is SealStatus.YES
+    assert examine(UNSEALED, "dlq", *RECORD[:2], headers) is SealStatus.UNKNOWN
     assert sealed(UNSEALED, "dlq", *RECORD) == RECORD[2]
-    assert examine(SEALS, "dlq", *RECORD) is Sealed.NO
+    assert examine(SEALS, "dlq", *RECORD) is SealStatus.NO
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_changed_letter_fails_verification(forge: Any):
     """A letter fails verification if its topic, key, value or a header was changed, or if it has two seals."""
     topic, key, value, headers = forge(*RECORD[:2], sealed(SEALS, "dlq", *RECORD))
 
-    assert examine(SEALS, topic, key, value, headers) is Sealed.NO
+    assert examine(SEALS, topic, key, value, headers) is SealStatus.NO
 
 
 def test_a_sealed_mark_is_a_mark():

@@ -19,7 +19,7 @@ from tasks.settings import Settings
 from tasks.sinks import build, check_all, memory
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, body_of, requests
 from tasks.sinks.gcs.sink import crc32c
-from tasks.sinks.per_process import PerProcess
+from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
@@ -145,7 +145,7 @@ def test_a_client_is_created_once_per_process_and_again_after_a_fork() -> None:
     client.
     """
     made: list[int] = []
-    holder = PerProcess(lambda: made.append(os.getpid()) or object())
+    holder = PerProcessValue(lambda: made.append(os.getpid()) or object())
     first = holder.get()
     assert holder.get() is first
 

@@ -172,5 +172,5 @@ def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:
         if bug is not planted.BUGS[1]:
             (tmp_path / bug.file).write_text(former)
 
-    with pytest.raises(planted.OutOfDate, match="settles a batch"):
+    with pytest.raises(planted.OutdatedPatch, match="settles a batch"):
         planted.plant(planted.BUGS[1], tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tools.history.check import Commit
-from tools.mixed.account import REFUSED, Repeated, parked, read_again, within
+from tools.mixed.account import REFUSED, RepeatedMessages, parked, read_again, within
 
 START = 1_700_000_000.0
 
@@ -59,12 +59,12 @@ def test_messages_that_are_cut_again_are_counted_once_each_time():
     """If the next owner cuts different ranges, messages that the former owner also cut count as read again."""
     lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
 
-    assert read_again(lines) == [Repeated(START + 4, 4)]
+    assert read_again(lines) == [RepeatedMessages(START + 4, 4)]
 
 
 def test_events_are_counted_in_the_phase_of_their_time():
     """An event at the boundary between two phases is counted in the later phase."""
-    some = [Repeated(START + 5, 1), Repeated(START + 1, 2)]
+    some = [RepeatedMessages(START + 5, 1), RepeatedMessages(START + 1, 2)]
 
     assert within(some, START, START + 5) == [some[1]]
     assert within(some, START + 5, START + 9) == [some[0]]

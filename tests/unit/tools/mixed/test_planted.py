@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tools.mixed.build import Release, other_pins
-from tools.mixed.planted import MIGRATIONS, PATCHES, Kind, OutOfDate, Patch, apply, copy, planted
+from tools.mixed.planted import MIGRATIONS, PATCHES, Kind, OutdatedPatch, Patch, apply, copy, planted
 
 SCRIPT = """
 import celery, ingest, tasks.wire as wire
@@ -34,7 +34,7 @@ def test_a_patch_that_no_longer_fits_is_reported(tmp_path: Path):
     """A patch that no longer applies causes an error that names it, instead of being skipped."""
     (tmp_path / "module.py").write_text("x = 2\n")
 
-    with pytest.raises(OutOfDate, match=r"'x = 1' occurs 0 times in module\.py"):
+    with pytest.raises(OutdatedPatch, match=r"'x = 1' occurs 0 times in module\.py"):
         apply(Patch("module.py", "x = 1", "x = 2"), tmp_path)
 
 
