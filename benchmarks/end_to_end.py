@@ -187,7 +187,12 @@ def main() -> None:
         help="interpreter of our readers and workers, for example that of an environment without extras",
     )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--processes", type=int, default=4, help="worker processes of our system and of P5")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=4,
+        help="worker processes of our system and of the peer P5 (one Celery task per message)",
+    )
     parser.add_argument("--cores", default="0", help="cores of the measured system, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     add_redis_option(parser)

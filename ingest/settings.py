@@ -308,9 +308,8 @@ class Settings(FleetSettings):
         ge=6,
         le=3600,
         description="Maximum time that the reader loop may go without progress. After that, /livez fails and the "
-        "stacks of all threads are logged. A message is rejected if parsing it in a child process takes more CPU "
-        "time than a sixth of this value, or if it takes more wall-clock time than 40 % of this value twice in a "
-        "row.",
+        "stacks of all threads are logged. A message is rejected if parsing it in a child process uses CPU time of more "
+        "than one sixth of this value, or twice in a row takes more than 40 % of this value in wall-clock time.",
     )
 
     @property

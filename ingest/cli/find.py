@@ -80,7 +80,7 @@ class ErrorIdType(click.ParamType[str]):
     default=None,
     help="Text in any event (breadcrumb, console message, request, click). Reads every listed replay's recording.",
 )
-@click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
+@click.option("--since", type=AgeType(), help="Only replays younger than this, for example 90s, 15m, 6h or 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
 @click.option(
     "--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Number of replays to skip."

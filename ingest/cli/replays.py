@@ -124,7 +124,7 @@ def replays_group() -> None:
     default="",
     help="Only replays whose user, e-mail address or page URL contains this text, or whose id starts with it.",
 )
-@click.option("--since", type=AgeType(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
+@click.option("--since", type=AgeType(), help="Only replays younger than this, for example 90s, 15m, 6h or 7d.")
 @click.option(
     "--limit",
     default=50,

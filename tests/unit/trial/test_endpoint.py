@@ -49,9 +49,7 @@ def normal(**fields: Any) -> Any:
 
 @pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
 def test_a_recorded_session_becomes_the_same_messages(recorded: Recording) -> None:
-    """Recorded envelopes of SDKs 7 and 11 become messages with the payload and the replay event that were
-    recorded.
-    """
+    """Envelopes recorded from SDK versions 7 and 11 become messages with the recorded payload and replay event."""
     for number, value in enumerate(recorded.values):
         content, expected = sent_by_the_sdk(recorded, number)
         given = msgspec.msgpack.decode(value)
