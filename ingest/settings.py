@@ -308,8 +308,9 @@ class Settings(FleetSettings):
         ge=6,
         le=3600,
         description="Maximum time that the reader loop may go without progress. After that, /livez fails and the "
-        "stacks of all threads are logged. A message is rejected if parsing it in a child process uses CPU time of more "
-        "than one sixth of this value, or twice in a row takes more than 40 % of this value in wall-clock time.",
+        "stacks of all threads are logged. A message is rejected if parsing it in a child process uses CPU time "
+        "of more than one sixth of this value, or twice in a row takes more than 40 % of this value in wall-clock "
+        "time.",
     )
 
     @property
