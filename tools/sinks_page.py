@@ -104,9 +104,9 @@ def _google() -> Iterator[str]:
         """Responses of the Storage Write API are classified by the error code that BigQuery adds to them. Without
         such a code, the gRPC status is classified like the HTTP status that corresponds to it. Rows that a
         response names are classified as `row`, and other refusals of an append as `batch`. `OFFSET_ALREADY_EXISTS`
-        counts as success, because it proves that the rows have been written. `STREAM_FINALIZED`, `STREAM_NOT_FOUND`,
-        `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: rows that were not stored are
-        written to another stream."""
+        counts as success, because it proves that the rows have been written. `STREAM_FINALIZED`,
+        `STREAM_NOT_FOUND`, `INVALID_STREAM_STATE` and `OFFSET_OUT_OF_RANGE` are not refusals either: rows that
+        were not stored are written to another stream."""
     )
     storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_BY_CODE.items()}
     yield _by_blame(storage, "codes of the Storage Write API")
