@@ -32,7 +32,7 @@ from ingest.core.parse.rows import Identity, Writer
 from ingest.core.parse.rrweb import Fact
 from ingest.local.servers.processes import HOST, free_port, is_listening, wait_until
 from tasks.settings import Settings
-from tasks.sinks.bigquery.append_record import Unrecorded
+from tasks.sinks.bigquery.append_record import DiscardedRecord
 from tasks.sinks.bigquery.sink import BigQuerySink
 from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.units import MiB
@@ -162,7 +162,7 @@ def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str,
 
     def appends(payload: bytes) -> None:
         found: Any = decode_items(SinkName.BIGQUERY, payload)
-        storage.write_recorded(found, everything, Unrecorded(), SECONDS_MAX)
+        storage.write_recorded(found, everything, DiscardedRecord(), SECONDS_MAX)
 
     result = medians(
         {

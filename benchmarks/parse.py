@@ -42,7 +42,7 @@ SOURCE = TopicPartition("benchmark", 0)
 STARTED_AT = 1_790_000_000
 MB = 1e6
 # Facts that our parser samples, and that the peers do not extract.
-SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
+SAMPLED_ROW_SUFFIXES = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
 class MinimalEvent(msgspec.Struct, gc=False):
@@ -151,7 +151,7 @@ def check(workload: Workload) -> dict[str, int]:
         ours = {
             "clicks": sum(b"click_tag" in row.json for row in segment.clickhouse),
             "taps": sum(b"tap_view_id" in row.json for row in segment.clickhouse),
-            "facts": sum(not row.id.endswith(SAMPLED) for row in segment.bigquery),
+            "facts": sum(not row.id.endswith(SAMPLED_ROW_SUFFIXES) for row in segment.bigquery),
             "sizes": sum(metric.name.endswith("_body_size") for metric in segment.metrics),
         }
         peers = {

@@ -309,13 +309,13 @@ def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
     """Runs the case in which one of two readers is killed (SIGKILL) and not restarted."""
-    _kill(fleet, watch, _two(watch, load))
+    _kill(fleet, watch, _start_two_readers(watch, load))
     watch.wait_until_shared(one=SOURCE_PARTITIONS)
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
     """Runs the case `killed`, but Redis also loses all of its data: staged batches, queues and done marks."""
-    _kill(fleet, watch, _two(watch, load))
+    _kill(fleet, watch, _start_two_readers(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_until_shared(one=SOURCE_PARTITIONS)
 
@@ -324,7 +324,7 @@ def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
     """Runs the case in which one of two readers is suspended (SIGSTOP) until the other owns its partitions, then
     resumed.
     """
-    second = _two(watch, load)
+    second = _start_two_readers(watch, load)
     second.pause()
     watch.wait_until_shared(one=SOURCE_PARTITIONS)
     second.resume()
@@ -336,7 +336,7 @@ def _kill(fleet: Fleet, watch: Watch, reader: Child) -> None:
     watch.ended(reader, log_ends(fleet))
 
 
-def _two(watch: Watch, load: Load) -> Child:
+def _start_two_readers(watch: Watch, load: Load) -> Child:
     watch.reader("one")
     second = watch.reader("two")
     watch.wait_until_shared(one=2, two=2)

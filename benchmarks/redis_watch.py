@@ -26,7 +26,7 @@ REDIS_MEMORY = (
     "allocator_resident",
     "used_memory_rss",
 )
-KEYS_AT_ONCE = 1000
+KEYS_PER_SCAN = 1000
 KEYS_SCANNED_MAX = 200_000
 
 
@@ -87,8 +87,8 @@ class RedisWatch:
         """Returns key counts and total sizes in bytes, by kind, of at most KEYS_SCANNED_MAX keys per server."""
         kinds: dict[str, dict[str, int]] = {}
         for client in self._clients:
-            names = itertools.islice(client.scan_iter(count=KEYS_AT_ONCE), KEYS_SCANNED_MAX)
-            while chunk := list(itertools.islice(names, KEYS_AT_ONCE)):
+            names = itertools.islice(client.scan_iter(count=KEYS_PER_SCAN), KEYS_SCANNED_MAX)
+            while chunk := list(itertools.islice(names, KEYS_PER_SCAN)):
                 _add(kinds, client, chunk)
         return dict(sorted(kinds.items(), key=lambda one: -one[1]["bytes"]))
 

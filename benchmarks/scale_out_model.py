@@ -113,7 +113,7 @@ class Inputs:
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenBatch:
     """The open batch of a partition: the time of its first message, None while it is empty."""
 
     started_at: float | None = 0.0
@@ -128,7 +128,7 @@ class Reader:
         self._rate = rate
         # Partitions start at different times, as they do in a group.
         offsets = [number / partitions / rate for number in range(partitions)]
-        self._open = [_Open(offset, offset) for offset in offsets]
+        self._open = [_OpenBatch(offset, offset) for offset in offsets]
         self._in_flight: list[float] = []
         self._cut_early_at = -1.0
         self.batches: list[float] = []
@@ -162,7 +162,7 @@ class Reader:
         self._cut_early_at = last + interval
         return True
 
-    def _cut(self, one: _Open, segments: int, now: float) -> None:
+    def _cut(self, one: _OpenBatch, segments: int, now: float) -> None:
         one.next_at += segments / self._rate
         if now > SETTLED_SECONDS:
             self.batches.append(segments)

@@ -90,18 +90,18 @@ class Case:
         return RECORD_SECONDS + max(self.task_seconds) + rows
 
     @property
-    def by_uploads(self) -> float:
+    def limited_by_uploads(self) -> float:
         """Segments per second, if worker processes and connections are the limit."""
         rows = self.row_requests * self.latency_seconds
         return self.processes * self.batch_segments / (sum(self.task_seconds) + rows)
 
     @property
-    def by_batches(self) -> float:
+    def limited_by_batches(self) -> float:
         """Segments per second, if the number of batches in flight is the limit."""
         return IN_FLIGHT_SHARE * self.in_flight_batches_max * self.batch_segments / self.batch_seconds
 
     @property
-    def by_bytes(self) -> float:
+    def limited_by_bytes(self) -> float:
         """Segments per second, if the bytes in flight are the limit."""
         in_flight = IN_FLIGHT_SHARE * self.in_flight_bytes_max / self.segment_bytes
         still_open = self.partitions * self.batch_segments / 2
@@ -112,9 +112,9 @@ class Case:
         """Each limit, in segments per second."""
         return {
             "capacity": self.capacity,
-            "uploads": self.by_uploads,
-            "batches in flight": self.by_batches,
-            "bytes in flight": self.by_bytes,
+            "uploads": self.limited_by_uploads,
+            "batches in flight": self.limited_by_batches,
+            "bytes in flight": self.limited_by_bytes,
         }
 
     @property

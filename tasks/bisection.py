@@ -14,12 +14,12 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
 # If at least this many items, and most of the task's items, are refused, the fault is in the table or our rows.
-REFUSED_MIN = 20
+REFUSED_ITEMS_MIN = 20
 REFUSED_SHARE = 0.5
-# After SPREAD_AFTER refusals without a success, SPREAD_ITEMS items spread over the rest are written one by one. If
-# all of these are refused too, the run assumes that the task's other items would also be refused.
-SPREAD_AFTER = 8
-SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
+# After SPREAD_AFTER_REFUSALS refusals without a success, SPREAD_ITEMS items spread over the rest are written one
+# by one. If all of these are refused too, the run assumes that the task's other items would also be refused.
+SPREAD_AFTER_REFUSALS = 8
+SPREAD_ITEMS = REFUSED_ITEMS_MIN - SPREAD_AFTER_REFUSALS
 # Maximum number of writes per run. The next run writes the remaining items.
 WRITES_MAX = 200
 
@@ -33,7 +33,9 @@ class OutOfTime(Exception):
     """
 
 
-def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
+def deliver(
+    write: Write, examine: Examine, progress: Progress, items: int, has_time_left: Callable[[], bool]
+) -> None:
     """Writes the items at the positions in `progress.left` until none is left; positions of refused items move to
     `progress.refused`.
 
@@ -42,20 +44,20 @@ def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_
     no item, the items are bisected: each refused item costs about two writes per halving. Raises
     TransientSinkError, PermanentSinkError (no item is at fault), or OutOfTime.
     """
-    _Delivery(write, examine, progress, items, has_time).run()
+    _Delivery(write, examine, progress, items, has_time_left).run()
 
 
 class _Delivery:
     """One run. `suspects` holds the unconfirmed refusals of this run: error by position."""
 
     def __init__(
-        self, write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]
+        self, write: Write, examine: Examine, progress: Progress, items: int, has_time_left: Callable[[], bool]
     ) -> None:
         self._write = write
         self._examine = examine
         self._progress = progress
         self._items = items
-        self._has_time = has_time
+        self._has_time_left = has_time_left
         self._groups: list[list[int]] = [list(progress.left)]
         self._suspects: dict[int, str] = {}
         self._writes = 0
@@ -67,7 +69,7 @@ class _Delivery:
             positions = self._groups.pop()
             if not positions:
                 continue
-            if self._writes >= WRITES_MAX or not self._has_time():
+            if self._writes >= WRITES_MAX or not self._has_time_left():
                 self._confirm_refusals()
                 left = len(self._progress.left)
                 raise OutOfTime(f"{left} of {self._items} items are left for the next run")
@@ -129,12 +131,12 @@ class _Delivery:
         self._suspects.update(named)
         refused = len(self._suspects) + len(self._progress.refused)
         none_accepted = self._spread and not self._accepted_any
-        if refused >= REFUSED_MIN and (refused > REFUSED_SHARE * self._items or none_accepted):
+        if refused >= REFUSED_ITEMS_MIN and (refused > REFUSED_SHARE * self._items or none_accepted):
             self._discard_refusals(refused)
 
     def _schedule_sample(self) -> None:
         """If every write so far was refused, schedules individual writes for a sample of the remaining items."""
-        if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
+        if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER_REFUSALS:
             return
         self._spread = True
         rest = [position for group in reversed(self._groups) for position in group]

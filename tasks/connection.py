@@ -107,7 +107,7 @@ def _code(error: BaseException) -> str:
     return known or getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
-class _Checked:
+class _CheckedConnection:
     """Mixin for redis-py connections. Raises RedisUnavailable if the server is unusable."""
 
     if TYPE_CHECKING:
@@ -145,15 +145,15 @@ class _Checked:
         raise RedisUnavailable(text if text.startswith(code) else f"{code} {text}") from error
 
 
-class _CheckedTcp(_Checked, Connection):
+class _CheckedTcp(_CheckedConnection, Connection):
     """A TCP connection. Raises RedisUnavailable if the server is unusable."""
 
 
-class _CheckedTls(_Checked, SSLConnection):
+class _CheckedTls(_CheckedConnection, SSLConnection):
     """A TLS connection. Raises RedisUnavailable if the server is unusable."""
 
 
-class _CheckedSocket(_Checked, UnixDomainSocketConnection):
+class _CheckedSocket(_CheckedConnection, UnixDomainSocketConnection):
     """A Unix socket connection. Raises RedisUnavailable if the server is unusable."""
 
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from tasks.operators import Operators
 
 STREAM_ENTRIES_MAX = 10_000
-READER_FORGOTTEN_SECONDS = 86_400
-WORKER_FORGOTTEN_SECONDS = 3600
+READER_EXPIRY_SECONDS = 86_400
+WORKER_EXPIRY_SECONDS = 3600
 # Several times the interval at which readers renew a lease (`Limits.parked_renew_seconds`), so that the lease
 # survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
@@ -105,13 +105,13 @@ class Coordination:
         remove_wrong_types(self.client, (self._readers, self._parked))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, entry)
-        pipe.expire(self._readers, READER_FORGOTTEN_SECONDS)
+        pipe.expire(self._readers, READER_EXPIRY_SECONDS)
         pipe.hgetall(self._readers)
         pipe.expire(reader_stream(reader, self._prefix), self._ttl_seconds)
         pipe.time()
         _, _, found, _, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = _forgotten(found, now, READER_FORGOTTEN_SECONDS)
+        silent = _forgotten(found, now, READER_EXPIRY_SECONDS)
         if silent:
             self.client.hdel(self._readers, *silent)
         self._trend.add(reader, entry)
@@ -135,12 +135,12 @@ class Coordination:
         remove_wrong_types(self.client, (self._workers, *self._sink_keys))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._workers, worker, entry)
-        pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)
+        pipe.expire(self._workers, WORKER_EXPIRY_SECONDS)
         pipe.hgetall(self._workers)
         pipe.time()
         _, _, found, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = _forgotten(found, now, WORKER_FORGOTTEN_SECONDS)
+        silent = _forgotten(found, now, WORKER_EXPIRY_SECONDS)
         if silent:
             self.client.hdel(self._workers, *silent)
 

@@ -57,7 +57,7 @@ NOON = 1_795_000_000
 ROWS_MAX = 40
 DEADLINE_SECONDS = 3600
 PROCESS_SECONDS_MAX = 120
-PRELOADED = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
+PRELOADED_MODULES = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
 # The maximum delay between passing a request to gRPC and killing the process. The delay is long enough that some
 # requests have been sent, and some have also been applied, before the process dies.
 SENT_SECONDS_MAX = 0.01
@@ -140,7 +140,7 @@ def run_task(environment: Mapping[str, str], batch: str, death: Death | None) ->
     os._exit(0 if result.successful() else 1)
 
 
-class Kills:
+class KillRun:
     """The batches of one run, and the result of each."""
 
     def __init__(self, environment: Mapping[str, str], seed: int) -> None:
@@ -156,7 +156,7 @@ class Kills:
         # The fork server imports everything once, with the settings of this run.
         os.environ.update(self.environment)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
+        self.context.set_forkserver_preload(PRELOADED_MODULES)
 
     def batch(self) -> tuple[Manifest, bytes]:
         """Returns a new batch and the bytes of its task."""
@@ -272,7 +272,7 @@ def proto_facts(batch: int, count: int) -> EncodedRows:
 
 def judge(environment: Mapping[str, str], times: int, seed: int) -> int:
     """Runs all batches on the given servers, prints the figures, and returns the exit code."""
-    kills = Kills(environment, seed)
+    kills = KillRun(environment, seed)
     list(migrate_tables(kills.settings, dry_run=False))
     for point in Point:
         for _ in range(times):

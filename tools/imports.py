@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CHECKED = ("ingest", "tasks", "tools", "benchmarks")
-OURS = (*CHECKED, "tests", "celeryconfig")
-EVERYWHERE = "*"
+CHECKED_PACKAGES = ("ingest", "tasks", "tools", "benchmarks")
+OURS = (*CHECKED_PACKAGES, "tests", "celeryconfig")
+WHOLE_ROW = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Package:
     """One row of the table: the modules of one layer by dotted name, including submodules.
 
     `ours`: our modules that the row may import in addition to itself; None: all rows above it in the table.
-    `libraries` maps each part of the row (EVERYWHERE is the whole row) to the third-party packages that it may
-    import; None: all. `standard`: modules of the standard library that the row may import; None: all.
+    `libraries` maps each part of the row (or WHOLE_ROW) to the third-party packages that it may import; None: all.
+    `standard`: modules of the standard library that the row may import; None: all.
     """
 
     modules: tuple[str, ...]
@@ -46,7 +46,7 @@ class Package:
         return any(library in libraries for libraries in parts)
 
     def _covers(self, part: str, module: str) -> bool:
-        return part == EVERYWHERE or any(
+        return part == WHOLE_ROW or any(
             within(module, name) for name in (part, *(f"{package}.{part}" for package in self.modules))
         )
 
@@ -56,7 +56,7 @@ CORE_STANDARD = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
     "_md5", "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
 )  # fmt: skip
-CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "open", "print")
+FORBIDDEN_CORE_BUILTINS = ("__import__", "breakpoint", "eval", "exec", "input", "open", "print")
 
 TABLE: tuple[Package, ...] = (
     Package(
@@ -78,7 +78,7 @@ TABLE: tuple[Package, ...] = (
             "tasks.wire",
         ),
         ours=(),
-        libraries={EVERYWHERE: ("msgspec",)},
+        libraries={WHOLE_ROW: ("msgspec",)},
     ),
     Package(
         ("tasks.cores", "tasks.loading", "tasks.settings"),
@@ -97,9 +97,9 @@ TABLE: tuple[Package, ...] = (
             "tasks.units",
             "tasks.wire",
         ),
-        libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
+        libraries={WHOLE_ROW: ("click", "pydantic", "pydantic_settings")},
     ),
-    Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
+    Package(("tasks.kafka",), libraries={WHOLE_ROW: ("confluent_kafka", "msgspec")}),
     Package(
         ("tasks.sinks",),
         libraries={
@@ -122,12 +122,12 @@ TABLE: tuple[Package, ...] = (
             "tasks.staging",
             "tasks.trend",
         ),
-        libraries={EVERYWHERE: ("msgspec", "redis")},
+        libraries={WHOLE_ROW: ("msgspec", "redis")},
     ),
     Package(
         ("tasks.observe",),
         libraries={
-            EVERYWHERE: ("msgspec", "prometheus_client", "structlog"),
+            WHOLE_ROW: ("msgspec", "prometheus_client", "structlog"),
             "exporters": ("opentelemetry",),
             "logs": ("pydantic",),
             "meters": ("datadog",),
@@ -140,7 +140,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("tasks", "celeryconfig"),
         libraries={
-            EVERYWHERE: ("celery", "msgspec"),
+            WHOLE_ROW: ("celery", "msgspec"),
             "broker": ("kombu", "redis"),
             "bulk": ("redis",),
             "configuration": ("kombu",),
@@ -158,18 +158,18 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.core",),
         ours=("tasks.proto_rows", "tasks.units", "tasks.wire"),
-        libraries={EVERYWHERE: ("deflate", "isal", "msgspec", "xxhash")},
+        libraries={WHOLE_ROW: ("deflate", "isal", "msgspec", "xxhash")},
         standard=CORE_STANDARD,
     ),
     Package(
         ("ingest.settings",),
         ours=("tasks.loading", "tasks.settings", "tasks.units"),
-        libraries={EVERYWHERE: ("pydantic",)},
+        libraries={WHOLE_ROW: ("pydantic",)},
     ),
     Package(
         ("ingest.observe",),
         libraries={
-            EVERYWHERE: ("msgspec", "prometheus_client", "structlog"),
+            WHOLE_ROW: ("msgspec", "prometheus_client", "structlog"),
             "fleet": ("redis",),
             "tracing": ("opentelemetry",),
         },
@@ -185,7 +185,7 @@ TABLE: tuple[Package, ...] = (
         ),
         ours=("ingest.core", "tasks.kafka.records", "tasks.observe.loops", "tasks.units"),
         libraries={
-            EVERYWHERE: ("structlog",),
+            WHOLE_ROW: ("structlog",),
             "ingest.reader.assignment": ("confluent_kafka",),
             "ingest.reader.kafka": ("confluent_kafka",),
             "ingest.reader.leaving": ("confluent_kafka",),
@@ -194,7 +194,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.reader",),
         libraries={
-            EVERYWHERE: ("msgspec", "structlog"),
+            WHOLE_ROW: ("msgspec", "structlog"),
             "completions": ("redis",),
             "dispatch": ("celery", "kombu", "redis"),
             "encoding": ("xxhash",),
@@ -204,7 +204,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.local",),
         libraries={
-            EVERYWHERE: ("msgspec", "rich"),
+            WHOLE_ROW: ("msgspec", "rich"),
             "compare": ("confluent_kafka", "google"),
             "load": ("confluent_kafka",),
             "servers.bigquery": ("duckdb", "google", "grpc", "grpc_status", "pyarrow", "sqlglot"),
@@ -217,7 +217,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.operate",),
         libraries={
-            EVERYWHERE: ("msgspec", "rich"),
+            WHOLE_ROW: ("msgspec", "rich"),
             "backfill": ("google", "redis"),
             "erase": ("google", "redis", "urllib3"),
             "reconcile": ("google", "redis"),
@@ -227,11 +227,11 @@ TABLE: tuple[Package, ...] = (
             "top": ("redis",),
         },
     ),
-    Package(("ingest.testing",), libraries={EVERYWHERE: ("msgspec",)}),
+    Package(("ingest.testing",), libraries={WHOLE_ROW: ("msgspec",)}),
     Package(
         ("ingest.web",),
         libraries={
-            EVERYWHERE: ("msgspec",),
+            WHOLE_ROW: ("msgspec",),
             "operator_service": ("redis",),
             "journey": ("redis",),
             "base": ("tornado",),
@@ -245,7 +245,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.trial",),
         libraries={
-            EVERYWHERE: ("msgspec",),
+            WHOLE_ROW: ("msgspec",),
             "endpoint.handler": ("tornado",),
             "server": ("tornado",),
             "shop": ("tornado",),
@@ -253,7 +253,7 @@ TABLE: tuple[Package, ...] = (
     ),
     Package(
         ("ingest.cli",),
-        libraries={EVERYWHERE: ("click", "msgspec", "rich"), "common": ("packaging", "redis")},
+        libraries={WHOLE_ROW: ("click", "msgspec", "rich"), "common": ("packaging", "redis")},
     ),
     Package(("tools", "benchmarks"), libraries=None),
 )
@@ -360,14 +360,17 @@ def _effects(text: str) -> Iterator[tuple[int, str]]:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
-            and _called(node) in CORE_BUILTINS_REFUSED
+            and _called(node) in FORBIDDEN_CORE_BUILTINS
         ):
             yield node.lineno, node.func.id
 
 
 def sources() -> list[Path]:
     """Returns every checked Python file."""
-    return [ROOT / "celeryconfig.py", *(path for name in CHECKED for path in sorted((ROOT / name).rglob("*.py")))]
+    return [
+        ROOT / "celeryconfig.py",
+        *(path for name in CHECKED_PACKAGES for path in sorted((ROOT / name).rglob("*.py"))),
+    ]
 
 
 def table() -> str:
@@ -391,7 +394,7 @@ def _libraries(package: Package) -> str:
     if not package.libraries:
         return "none"
     parts = [
-        (f"`{part.replace('.', '/')}`: " if part != EVERYWHERE else "") + ", ".join(libraries)
+        (f"`{part.replace('.', '/')}`: " if part != WHOLE_ROW else "") + ", ".join(libraries)
         for part, libraries in package.libraries.items()
     ]
     return "; ".join(parts)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.explore.judged import JUDGED
+from tools.explore.judged import JUDGED_BUGS
 
 FIGURES = Path(__file__).with_name("proof_figures.json")
 
@@ -47,7 +47,7 @@ def proof_page() -> Iterator[str]:
     )
     yield _table(
         ("bug", "breaks", "effect", "smallest world in which the explorer finds it"),
-        ((judged.bug, judged.breaks, judged.why, judged.world) for judged in JUDGED),
+        ((judged.bug, judged.breaks, judged.why, judged.world) for judged in JUDGED_BUGS),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pycurl
 
-from tasks.bisection import REFUSED_MIN, REFUSED_SHARE, WRITES_MAX
+from tasks.bisection import REFUSED_ITEMS_MIN, REFUSED_SHARE, WRITES_MAX
 from tasks.sinks import datadog
 from tasks.sinks.bigquery import answers as bigquery
 from tasks.sinks.bigquery import append_answers
@@ -71,10 +71,10 @@ def _causes() -> Iterator[str]:
         columns of the table, and tested with valid rows that are not stored; in Cloud Storage a small object is
         stored and deleted. An added column or a constraint that no row satisfies therefore parks the batch, and a
         bad row becomes a dead letter even if it is alone in its batch. If a refusal names no row, the batch is
-        bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses at least {REFUSED_MIN}
-        items of a task, and these are either more than {REFUSED_SHARE:.0%} of the task's items or all items sent
-        so far, including a sample of the rest, the problem is assumed to affect all items, and the batch is
-        parked."""
+        bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses at least
+        {REFUSED_ITEMS_MIN} items of a task, and these are either more than {REFUSED_SHARE:.0%} of the task's items
+        or all items sent so far, including a sample of the rest, the problem is assumed to affect all items, and
+        the batch is parked."""
     )
 
 
@@ -134,7 +134,7 @@ def _kafka() -> Iterator[str]:
     names_of_producers = {
         f"`{name}`": blame
         for name, blame in sorted(kafka_errors.BLAME_BY_NAME.items())
-        if name not in kafka_errors.NOT_OURS
+        if name not in kafka_errors.OTHER_CLIENTS
     }
     yield _by_blame(names_of_producers, "codes")
 

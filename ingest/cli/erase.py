@@ -88,7 +88,7 @@ def erase(
             found = erasure.search()
             unknown = [holdings for holdings in found if not (holdings.erasable or erasure.known(holdings))]
             if unknown and not (user or everything):
-                _fail_not_stored(unknown[0])
+                _fail_as_not_stored(unknown[0])
             if dry_run:
                 left = [line for holdings in found for line in erasure.uncovered_data(holdings)]
                 _print(found, left, "would erase", as_json, dry_run=True)
@@ -116,7 +116,7 @@ def describe_holdings(found: Any) -> str:
     )
 
 
-def _fail_not_stored(found: Any) -> None:
+def _fail_as_not_stored(found: Any) -> None:
     other = f"; it is stored in project {', '.join(map(str, found.elsewhere))}" if found.elsewhere else ""
     fail(f"nothing is stored of replay {found.replay_id} in project {found.project_id}{other}")
 

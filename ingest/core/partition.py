@@ -114,7 +114,7 @@ class Partition:
         self._ledger.settle(flight.batch.source, flight.batch.offsets)
         return do.Discard(flight.batch)
 
-    def take_end(self, now: float) -> None:
+    def complete_at_log_end(self, now: float) -> None:
         """Completes planned ranges at the end of the log, and skips offsets there that have no message."""
         if not self.at_end or self.end is None:
             return

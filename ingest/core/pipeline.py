@@ -367,8 +367,8 @@ class Pipeline:
 
     def _park(self, flight: Flight, error: str, now: float, failures: int, cap_seconds: float) -> do.Park:
         """Parks the batch until its retry; parking frees the batch's slot."""
-        first_seconds = self.limits.retry_backoff_seconds
-        return flight.park(error, now, retry_seconds(flight.batch.id, failures, first_seconds, cap_seconds))
+        first_delay_seconds = self.limits.retry_backoff_seconds
+        return flight.park(error, now, retry_seconds(flight.batch.id, failures, first_delay_seconds, cap_seconds))
 
     def _on_retry(self, event: on.RetryRequested, now: float) -> Iterable[do.Command]:
         found = self._find(event.batch_id)
@@ -419,7 +419,7 @@ class Pipeline:
                 batch = owned.builder.cut_if_due(now) or (self._cut_early(owned, now) if idle else None)
                 if batch is not None:
                     owned.take(batch, now)
-                owned.take_end(now)
+                owned.complete_at_log_end(now)
             owned.skip_gap()
             owned.commits.give_up(now)
         self._probes.release(self.in_flight, now)

@@ -26,14 +26,14 @@ class BlobError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Unpacked:
+class UnpackedRecording:
     """`recording`: the JSON as it was sent. `video`: an mp4 file, None for a web segment."""
 
     recording: bytes
     video: bytes | None
 
 
-def unpack(content: bytes) -> Unpacked:
+def unpack(content: bytes) -> UnpackedRecording:
     """Separates the recording from the video. Raises BlobError if the content is not zlib, is truncated, inflates
     to more than INFLATED_BYTES_MAX, or ends within the video."""
     inflater = zlib.decompressobj()
@@ -46,11 +46,11 @@ def unpack(content: bytes) -> Unpacked:
     if not inflater.eof:
         raise BlobError(f"the stream is cut off after {len(raw)} bytes")
     if raw[:1] != VIDEO_MARK:
-        return Unpacked(raw, None)
+        return UnpackedRecording(raw, None)
     size = int.from_bytes(raw[1:VIDEO_HEADER_BYTES], "big")
     end = VIDEO_HEADER_BYTES + size
     if len(raw) < end:
         raise BlobError(
             f"the header declares a video of {size} bytes, but {len(raw) - VIDEO_HEADER_BYTES} bytes follow"
         )
-    return Unpacked(raw[end:], raw[VIDEO_HEADER_BYTES:end])
+    return UnpackedRecording(raw[end:], raw[VIDEO_HEADER_BYTES:end])

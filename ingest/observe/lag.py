@@ -11,7 +11,7 @@ import msgspec
 from ingest.core.model import Message, TopicPartition
 from ingest.observe.snapshot import PartitionState
 
-TIMES_KEPT = 2048  # (offset, Kafka timestamp) pairs per partition
+OFFSET_TIMES_MAX = 2048  # (offset, Kafka timestamp) pairs per partition
 
 LogRanges = Mapping[TopicPartition, tuple[int, int]]
 """Partition -> (first offset in the log, one past the last)."""
@@ -47,7 +47,7 @@ class Lag:
             self._newest_ms[partition] = message.timestamp_ms
             if partition not in seen:
                 seen.add(partition)
-                times = self._times.setdefault(partition, deque(maxlen=TIMES_KEPT))
+                times = self._times.setdefault(partition, deque(maxlen=OFFSET_TIMES_MAX))
                 times.append((message.offset, message.timestamp_ms))
 
     def update_log_ends(self, ranges: LogRanges) -> None:

@@ -41,7 +41,7 @@ _EXCEEDED_METRICS = {
 }
 
 
-class Parsed(StrEnum):
+class ParseOutcome(StrEnum):
     """The outcome of a message. Values of the label `outcome` of the metric `messages_parsed`."""
 
     SEGMENT = "segment"
@@ -78,7 +78,7 @@ _TOUCHED: dict[str, Iterable[str]] = {
     "batches_cut": CutReason,
     "stage_seconds": Stage,
     "stage_failures": Stage,
-    "messages_parsed": Parsed,
+    "messages_parsed": ParseOutcome,
     "drops": DropReason,
     "rebalances": Rebalance,
     "commits": CommitResult,
@@ -118,7 +118,7 @@ class Metrics:
         self._messages: defaultdict[int, int] = defaultdict(int)
         self._bytes: defaultdict[int, int] = defaultdict(int)
         self._warnings: defaultdict[str, int] = defaultdict(int)
-        self._parsed: defaultdict[Parsed, int] = defaultdict(int)
+        self._parsed: defaultdict[ParseOutcome, int] = defaultdict(int)
         self._parse_seconds = 0.0
         self._polled_at: float | None = None
         self._commits_sent: dict[TopicPartition, float] = {}
@@ -207,16 +207,16 @@ class Metrics:
             cost.size_bytes += outcome.size_bytes
             self._cpu_at = at
             if type(outcome) is Segment:
-                self._parsed[Parsed.SEGMENT] += 1
+                self._parsed[ParseOutcome.SEGMENT] += 1
                 cost.rows += len(outcome.clickhouse) + len(outcome.bigquery) + outcome.proto_facts_count
                 if outcome.warnings:
                     for warning in outcome.warnings:  # a hostile message may have thousands of warnings
                         self._warnings[warning] += 1
             elif type(outcome) is Reject:
-                self._parsed[Parsed.REJECT] += 1
+                self._parsed[ParseOutcome.REJECT] += 1
                 self.meters.count(_R + "rejects", 1, outcome.reason)
             elif type(outcome) is Drop:
-                self._parsed[Parsed.DROP] += 1
+                self._parsed[ParseOutcome.DROP] += 1
                 self.meters.count(_R + "drops", 1, outcome.reason)
             if not commands:
                 return

@@ -19,7 +19,7 @@ from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
 from ingest.core.parse.budget import Budget, BudgetSpent, units_of
 from ingest.core.parse.envelope import Envelope, open_envelope
 from ingest.core.parse.recording import inflate, is_plain, split
-from ingest.core.parse.rules import Rejected
+from ingest.core.parse.rules import MessageRejected
 from ingest.core.parse.undecoded import Undecoded, undecoded
 from tasks.printed import printable
 
@@ -80,7 +80,7 @@ def _add_contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None
         return
     try:
         envelope = open_envelope(data)
-    except Rejected:
+    except MessageRejected:
         found["head"] = repr(data[:HEAD_BYTES])
         return
     found["envelope"] = _envelope(envelope)
@@ -88,7 +88,7 @@ def _add_contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None
         segment_id, body = split(envelope.payload)
         found["recording"] = {"segment_id": segment_id, "body_bytes": len(body)}
         raw = inflate(body, rules.inflated_bytes_max)
-    except Rejected:
+    except MessageRejected:
         return
     form = "plain JSON" if is_plain(body) else "zlib"
     found["recording"] |= {"form": form, "json_bytes": len(raw), "events": _events(raw, rules)}

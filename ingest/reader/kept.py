@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 
-Waiting = Message | on.MessageParsed | Unusual | on.OffsetOutOfRange
+Waiting = Message | on.MessageParsed | UnusualMessage | on.OffsetOutOfRange
 """A message, a parsed outcome, or a marker that the log continues at another offset."""
 
 

@@ -53,7 +53,7 @@ class Dispatcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Unusual:
+class UnusualMessage:
     """A message that may be expensive to parse, and is therefore left to the fallback parser."""
 
     message: Message
@@ -79,7 +79,7 @@ class FallbackParser(Protocol):
 class Parser(Protocol):
     """Parses messages, in this process or in another."""
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | UnusualMessage]:
         """Yields one result per message, in order. The number of messages that are read before their results are
         consumed is bounded."""
 

@@ -17,7 +17,7 @@ import structlog
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Batch, Message, TopicPartition
-from ingest.core.parse import REASONS, WARNINGS, Usual
+from ingest.core.parse import REASONS, WARNINGS, UsualLimits
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
 from ingest.observe.health import HTTP_SETTING, Health, seconds_since_iteration, serve
@@ -133,7 +133,7 @@ class Reader:
         self._shut_down = True
         self.inbox.put(on.ShutdownRequested())
 
-    def _stops_within(self, seconds: float) -> bool:
+    def _wait_for_stop(self, seconds: float) -> bool:
         """Waits before the loop is started, without failing the liveness probe. Returns True as soon as a shutdown
         is requested, otherwise False after `seconds`."""
         ends_at = time.monotonic() + seconds
@@ -166,7 +166,7 @@ class Reader:
             for name, part in (("tenant_rules", refresh), ("fleet_watch", self.watch), ("stuck_detector", stuck)):
                 closing.callback(self._close, name, part.stop)
             stuck.start(signal_dumps=True)
-            if not refresh.load(self._stops_within):
+            if not refresh.load(self._wait_for_stop):
                 log.info("reader_stopped", clean=True, halted=None)
                 return 0
             refresh.start()
@@ -261,9 +261,9 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, is_suspect: IsSuspect = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """Returns the parser for messages within the `Usual` limits. It runs in this process or in parser processes,
-    as configured."""
-    rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
+    """Returns the parser for messages within `UsualLimits`. It runs in this process or in parser processes, as
+    configured."""
+    rules, usual = rules_of(settings), UsualLimits(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds
         return ProcessParser(

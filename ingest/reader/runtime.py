@@ -19,7 +19,7 @@ from ingest.core import events as on
 from ingest.core.model import Message, Outcome, TopicPartition
 from ingest.core.pipeline import Pipeline, Room
 from ingest.reader.kept import Waiting, WaitingMessages
-from ingest.reader.ports import Clock, Dispatcher, FallbackParser, Inbox, Observer, Parser, Source, Unusual
+from ingest.reader.ports import Clock, Dispatcher, FallbackParser, Inbox, Observer, Parser, Source, UnusualMessage
 from tasks.observe.loops import Guard
 
 IDLE_SECONDS = 0.05
@@ -153,14 +153,14 @@ class Runtime:
         """Returns True if an earlier message of this partition has not been taken yet."""
         return self._kept.has_waiting_items(source) or self.pipeline.is_deferred(source)
 
-    def _room(self, item: Message | on.MessageParsed | Unusual) -> Room:
+    def _room(self, item: Message | on.MessageParsed | UnusualMessage) -> Room:
         return self.pipeline.room(item.source, item.epoch)
 
-    def _hand_over(self, item: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
+    def _hand_over(self, item: on.MessageParsed | UnusualMessage | on.OffsetOutOfRange) -> None:
         """Passes one outcome to the core, or keeps it if an earlier message of its partition is now waiting."""
         if self.waits(item.source):
             self._kept.add(item)
-        elif isinstance(item, Unusual):
+        elif isinstance(item, UnusualMessage):
             message = item.message
             self.feed(on.MessageDeferred(message.source, message.epoch, message.offset, message.size_bytes))
             assert self._fallback_parser is not None, "a parser without a fallback parser has no unusual messages"

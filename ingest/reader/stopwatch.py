@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from ingest.core import events as on
 from ingest.core.model import Message
 from ingest.observe.metrics import Metrics
-from ingest.reader.ports import Parser, Unusual
+from ingest.reader.ports import Parser, UnusualMessage
 from tasks.observe.loops import Guard
 
 
@@ -25,7 +25,7 @@ class TimedParser:
         self._metrics = metrics
         self._guard = guard or Guard()
 
-    def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
+    def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | UnusualMessage]:
         """Yields the results of the wrapped parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:

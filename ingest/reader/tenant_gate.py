@@ -100,7 +100,7 @@ class TenantGate:
             self._tokens[project_id] = tokens - 1
         return None
 
-    def take_wanted(self) -> dict[int, int]:
+    def take_wanted_tokens(self) -> dict[int, int]:
         """Returns the number of messages of each limited project since the last call, which is the number of
         tokens to fetch."""
         with self._lock:

@@ -189,7 +189,7 @@ class TenantRefresh:
 
     def _take_tokens(self) -> None:
         """Takes as many tokens as there were messages since the last refresh."""
-        rules, wanted = self._rules, self._gate.take_wanted()
+        rules, wanted = self._rules, self._gate.take_wanted_tokens()
         known = self._gate.limited
         tokens = {
             project: self._store.take(project, limit, max(wanted.get(project, 0), 1))

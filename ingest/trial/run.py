@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyTrial:
     """The output of `--json`: the one-time link to the shop, addresses, the login for Flower and the operator's
     page, and the startup time in seconds."""
 
@@ -155,7 +155,7 @@ class _RunningTrial:
     def announce(self, seconds: float, as_json: Callable[[Any], None] | None) -> None:
         """Prints links, addresses and the DSN."""
         trial = self.trial
-        ready = Ready(
+        ready = ReadyTrial(
             link=f"{self.shop}{self.login.link}",
             dsn=trial.dsn,
             shop=self.shop,

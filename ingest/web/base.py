@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tornado import web
 
-from ingest.core.stored_recording import BlobError, Unpacked
+from ingest.core.stored_recording import BlobError, UnpackedRecording
 from ingest.settings import Settings
 from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
@@ -105,7 +105,7 @@ class State:
                     self.known.popitem(last=False)
         return held[1], held[2]
 
-    def recording(self, project_id: int, replay_id: str, segment_id: int) -> Unpacked:
+    def recording(self, project_id: int, replay_id: str, segment_id: int) -> UnpackedRecording:
         """Returns one segment's recording. Raises NotFound, ReadError or BlobError."""
         _, segments = self.find_replay(project_id, replay_id)
         return self.reads.recording(segments, segment_id)

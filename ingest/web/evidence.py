@@ -59,7 +59,7 @@ class Match(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundReplay:
     """A replay and the first MATCHES_MAX matching events. `complete`: all events of the replay were searched."""
 
     replay: Replay
@@ -74,7 +74,7 @@ class FoundPage:
     `incomplete`: ids of the replays on this page in which no match was found and not all events could be searched.
     """
 
-    found: tuple[Found, ...]
+    found: tuple[FoundReplay, ...]
     next_offset: int | None
     incomplete: tuple[str, ...]
 
@@ -127,12 +127,12 @@ def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
     replays, or none. Raises ReadError.
     """
     page = reads.replays(chosen)
-    found: list[Found] = []
+    found: list[FoundReplay] = []
     incomplete: list[str] = []
     for replay in page.replays:
         matches, complete = _search(reads, replay, text.casefold()) if text else ((), True)
         if matches or not text:
-            found.append(Found(replay, matches, complete))
+            found.append(FoundReplay(replay, matches, complete))
         elif not complete:
             incomplete.append(replay.replay_id)
     next_offset = chosen.offset + len(page.replays) if page.more else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ingest.core.stored_recording import BlobError, Unpacked
+from ingest.core.stored_recording import BlobError, UnpackedRecording
 from ingest.operate.erase.tombstones import erased
 from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
@@ -66,7 +66,7 @@ class Reads:
         """Returns all segments in order, with gaps, from ClickHouse and Cloud Storage."""
         return segments.segments(self._stores, replay)
 
-    def recording(self, found: Segments, segment_id: int) -> Unpacked:
+    def recording(self, found: Segments, segment_id: int) -> UnpackedRecording:
         """Returns the recording, and the video, of one segment. Raises BlobError if the object was not written by
         this system."""
         return recordings.recording(self._stores, found, segment_id)

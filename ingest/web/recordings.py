@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ingest.core.parse.budget import Budget
-from ingest.core.stored_recording import BlobError, Unpacked, unpack
+from ingest.core.stored_recording import BlobError, UnpackedRecording, unpack
 from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, player_events
 from ingest.web.model import NotFound, SegmentFacts, Segments
 from ingest.web.stores import Stores
@@ -25,7 +25,7 @@ SEGMENT_ID_MAX = 2**63
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 
-def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
+def recording(stores: Stores, segments: Segments, segment_id: int) -> UnpackedRecording:
     """Returns the recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
     for segment in segments.readable:
         if segment.segment_id == segment_id and segment_id in segments.places:

@@ -142,7 +142,7 @@ class Timeline(msgspec.Struct):
         return found
 
 
-class Malformed(ValueError):
+class MalformedEvent(ValueError):
     """Raised if an event is malformed."""
 
 
@@ -219,12 +219,12 @@ class _Reader:
                 self._add(Mark(at_ms, "page", self.segment_id, _text(data.get("href")), detail=size))
             elif head.type == CUSTOM:
                 self._custom(_dict(_dict(msgspec.json.decode(raw)).get("data")), at_ms)
-        except (msgspec.DecodeError, Malformed, RecursionError, OverflowError):
+        except (msgspec.DecodeError, MalformedEvent, RecursionError, OverflowError):
             self.malformed += 1
 
     def _expect_affordable(self, size_bytes: int) -> None:
         if size_bytes > EVENT_BYTES_MAX:
-            raise Malformed(f"an event of {size_bytes} bytes")
+            raise MalformedEvent(f"an event of {size_bytes} bytes")
         self._budget.spend(_UNITS_EVENT + _UNITS_BYTE * size_bytes)
 
     def finish(self, unreadable: dict[int, str], cut: dict[int, str]) -> Timeline:
@@ -323,7 +323,7 @@ class _Reader:
         node = _dict(data.get("node"))
         node_id = node.get("id")
         if type(node_id) is not int or node_id < 0:
-            raise Malformed("the node of a click has no id")
+            raise MalformedEvent("the node of a click has no id")
         kind, detail = "click", _node(node)
         if slow:
             waited = _amount(data, "timeAfterClickMs", "timeafterclickms")
@@ -569,7 +569,7 @@ def _node(node: dict[str, Any]) -> Detail:
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:
-        raise Malformed(f"{name} is not a number")
+        raise MalformedEvent(f"{name} is not a number")
     return value
 
 
@@ -584,7 +584,7 @@ def _scalars(data: dict[str, Any]) -> Detail:
 
 def _dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed("an object was expected")
+        raise MalformedEvent("an object was expected")
     return value
 
 
@@ -599,7 +599,7 @@ def _number(value: Any) -> float | None:
 def _integer(value: Any) -> int:
     number = _number(value)
     if number is None:
-        raise Malformed("a number was expected")
+        raise MalformedEvent("a number was expected")
     return int(number)
 
 
@@ -609,5 +609,5 @@ def _milliseconds(value: Any) -> int:
         return 0
     number = _number(value)
     if number is None:
-        raise Malformed("a time is not a number")
+        raise MalformedEvent("a time is not a number")
     return int(number if number > MILLISECONDS_MIN else number * 1000)

@@ -1,6 +1,6 @@
 """Starts Flower with a password or OAuth and with our handlers.
 
-`celery -A tasks flower` and `replays-ingest flower` both use `ClosedFlower`, which refuses to start without
+`celery -A tasks flower` and `replays-ingest flower` both use `AuthenticatedFlower`, which refuses to start without
 authentication, regardless of options, environment and configuration file. Flower does not officially support such
 a subclass, so its version is pinned (2.2), and tests start Flower with each of these two commands. See
 docs/decisions/026-flower-extension.md.
@@ -56,13 +56,13 @@ def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> 
 
 
 def guard() -> None:
-    """Makes the command `flower` use our settings as defaults and run ClosedFlower. Idempotent.
+    """Makes the command `flower` use our settings as defaults and run AuthenticatedFlower. Idempotent.
 
     The command raises SettingsError or its subclass FlowerRefused.
     """
-    if flower.command.Flower is ClosedFlower:
+    if flower.command.Flower is AuthenticatedFlower:
         return
-    flower.command.Flower = ClosedFlower
+    flower.command.Flower = AuthenticatedFlower
     theirs: Callable[..., None] = flower.command.flower.callback
 
     def ours(**arguments: Any) -> None:
@@ -76,7 +76,7 @@ def guard() -> None:
     flower.command.flower.callback = ours
 
 
-class ClosedFlower(Flower):  # type: ignore[misc]
+class AuthenticatedFlower(Flower):  # type: ignore[misc]
     """Flower with our handlers. A Redis fault is logged with the same text as in workers.
 
     Raises FlowerRefused if Flower's options allow access without authentication, if the port is in use, or if the
@@ -87,7 +87,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         if options.auth:
             _check_emails(options.auth)
         else:
-            _refuse_open(options.basic_auth or ())
+            _refuse_open_access(options.basic_auth or ())
         if not options.unix_socket:
             _ensure_free(options.address, options.port)
         extend()
@@ -145,7 +145,7 @@ def _authentication(settings: Settings) -> dict[str, Any]:
     people = users_of(settings.flower_basic_auth.get_secret_value())
     provider = settings.flower_oauth_provider
     if people or not provider:
-        _refuse_open(people)
+        _refuse_open_access(people)
         return {"basic_auth": people}
     needed = {
         "auth": settings.flower_oauth_emails,
@@ -169,7 +169,7 @@ def _ensure_free(host: str, port: int) -> None:
         ) from error
 
 
-def _refuse_open(people: Sequence[str]) -> None:
+def _refuse_open_access(people: Sequence[str]) -> None:
     if not people:
         raise FlowerRefused(
             "Flower does not start without authentication: set REPLAYS_FLOWER_BASIC_AUTH=user:password, or "

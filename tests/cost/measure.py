@@ -26,7 +26,7 @@ from ingest.core.model import Message, TopicPartition
 from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import open_envelope
 from ingest.core.parse.recording import inflate, split
-from ingest.core.parse.rules import Rejected
+from ingest.core.parse.rules import MessageRejected
 
 RULES = ParseRules()
 RATIO_MAX, CPU_SECONDS_BASE = 4.0, 0.050
@@ -79,13 +79,13 @@ def _floor_inside(value: bytes) -> tuple[Callable[[], object], int]:
     try:
         envelope = open_envelope(value)
         body = split(envelope.payload)[1]
-    except Rejected:
+    except MessageRejected:
         spaces = _scannable(value)
         return lambda: _skip(spaces), 0
     document = _scannable(envelope.replay_event or b"0")
     try:
         text = _scannable(inflate(body, RULES.inflated_bytes_max))
-    except Rejected:
+    except MessageRejected:
         return lambda: _inflated(body), len(_inflated(body))
     return lambda: (_skip(document), inflate(body, RULES.inflated_bytes_max), _skip(text)), len(text)
 

@@ -18,7 +18,7 @@ from ingest.local.launch import settings_of
 from ingest.local.servers.processes import is_listening
 from tests.kit.browser import CHROMIUM, needs_chromium
 from tests.kit.paths import ROOT
-from tools.pictures.running import running_try_command
+from tools.pictures.running import run_try_command
 from tools.sdks.comparing import Facts, compared, facts_of, sdk_version_of
 from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, PerformedActions, use_the_shop, watched
 
@@ -33,7 +33,7 @@ def test_a_session_in_the_shop_is_recorded_and_watched_with_its_facts() -> None:
     Ctrl-C removes everything.
     """
     done = PerformedActions()
-    with running_try_command() as trial, sync_playwright() as playwright:
+    with run_try_command() as trial, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": VIEWPORT_WIDTH, "height": VIEWPORT_HEIGHT})
         replay_id = watched(page, trial["link"], trial["replays"], done, use_the_shop)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from ingest.core.model import Batch, OffsetRange, Segment
 from ingest.core.parse import parse
-from ingest.operate.dlq import Letter, Replayed, Selection, letters, replay
+from ingest.operate.dlq import Letter, ReplaySummary, Selection, letters, replay
 from ingest.operate.remake import batch_of, message_of
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
@@ -63,7 +63,7 @@ class Topics:
     def letters(self, selection: Selection = ALL) -> list[Letter]:
         return list(letters(self.settings, selection))
 
-    def replay(self, selection: Selection = ALL, **options: Any) -> Replayed:
+    def replay(self, selection: Selection = ALL, **options: Any) -> ReplaySummary:
         return replay(self.settings, selection, per_second_max=UNLIMITED_RATE, **options)
 
     def object(self, name: str) -> bytes | None:

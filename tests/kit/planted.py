@@ -11,7 +11,7 @@ from tools.explore import planted
 
 def explore_copy(
     mutant: Mutant | None, into: Path, world: str, faults: int, *, expiry: bool = False
-) -> planted.Found:
+) -> planted.ExplorationResult:
     """Plants the bug, if any, and explores the copy."""
     planted.copy(into)
     if mutant is not None:

@@ -4,8 +4,8 @@ start takes milliseconds.
 A forked program is equivalent to one that `Child` starts (ingest/local/servers/processes.py): it has its own
 process group, environment, directory, streams and exit code, and runs the same module with the same arguments.
 There is one parent process for each kind of program, so that a reader, for example, has no library loaded that it
-would not load if started normally. A program is started normally if it is not in LOADED, or if its environment
-changes the interpreter.
+would not load if started normally. A program is started normally if it is not in MODULES_BY_KIND, or if its
+environment changes the interpreter.
 
     python -m tests.kit.prestarted KIND    a parent process; its standard input is the control socket
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
@@ -43,7 +43,7 @@ WORKER = (
 )
 READER = "ingest.cli"
 COMMAND = "ingest.cli COMMAND"
-LOADED = {
+MODULES_BY_KIND = {
     "celery": WORKER,
     COMMAND: (
         *("ingest.operate.check", "ingest.operate.reconcile", "ingest.operate.status", "ingest.operate.top"),
@@ -65,7 +65,8 @@ START_LINE = b"go\n"
 
 
 def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Returns the kind of program that a command starts, if the kind is in LOADED, and the program's arguments."""
+    """Returns the kind of program that a command starts, if the kind is in MODULES_BY_KIND, and the program's
+    arguments."""
     program = Path(command[0])
     if program.parent == Path(sys.executable).parent and program.name in SCRIPTS:
         module, words = SCRIPTS[program.name], list(command[1:])
@@ -74,7 +75,7 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
     else:
         return None
     kind = COMMAND if module == READER and words else module
-    return (kind, words) if kind in LOADED else None
+    return (kind, words) if kind in MODULES_BY_KIND else None
 
 
 class Parents:
@@ -143,7 +144,7 @@ class Parents:
         Programs that the module starts are forked from the existing parent processes, so the command starts no
         parent processes of its own.
         """
-        self.prepare(*LOADED)
+        self.prepare(*MODULES_BY_KIND)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
@@ -227,7 +228,7 @@ def serve(kind: str, control: socket.socket) -> Order | None:
 
     Returns the request in a forked process, and None in the parent once `control` has been closed.
     """
-    for name in LOADED[kind]:
+    for name in MODULES_BY_KIND[kind]:
         importlib.import_module(name)
     tempfile.tempdir = None
     woken, wake = socket.socketpair()
@@ -304,7 +305,7 @@ def main() -> None:
     """Runs a parent process until its control socket is closed. In a process forked from the parent process, runs
     the requested program and exits with the program's exit code."""
     kind = sys.argv[1]
-    if kind not in LOADED:
+    if kind not in MODULES_BY_KIND:
         PARENTS.use_shared(json.loads(kind))
         Children.start_program = staticmethod(PARENTS.start)
         sys.argv = sys.argv[2:]

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass(frozen=True)
-class Received:
+class ReceivedRequest:
     """A request as it was received."""
 
     method: str
@@ -48,7 +48,7 @@ class Answer:
     raw: bytes | None = None
 
 
-Script = Callable[[Received], Answer]
+Script = Callable[[ReceivedRequest], Answer]
 
 
 def answers_in_order(answers: Sequence[Answer | Script]) -> Script:
@@ -57,7 +57,7 @@ def answers_in_order(answers: Sequence[Answer | Script]) -> Script:
     """
     numbers = itertools.count()
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         reply = answers[min(next(numbers), len(answers) - 1)]
         return reply(request) if callable(reply) else reply
 
@@ -72,7 +72,7 @@ def truncated_answer(whole: Answer) -> Answer:
 def relay_to(url: str) -> Script:
     """Returns a script that forwards every request to a server and returns the server's response."""
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         forwarded = urllib.request.Request(
             url + request.path, request.body or None, headers, method=request.method
@@ -87,13 +87,13 @@ def relay_to(url: str) -> Script:
 
 
 @contextmanager
-def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Received]]]:
+def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[ReceivedRequest]]]:
     """Yields the server's URL and the list of received requests.
 
     If a request is larger than `body_bytes_max`, the server acts like a proxy: it responds with 413 without
     reading the body, and closes the connection.
     """
-    requests: list[Received] = []
+    requests: list[ReceivedRequest] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -103,12 +103,14 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
         def do_POST(self) -> None:
             size_bytes = int(self.headers.get("Content-Length") or 0)
             if body_bytes_max is not None and size_bytes > body_bytes_max:
-                requests.append(Received(self.command, self.path, dict(self.headers.items()), b""))
+                requests.append(ReceivedRequest(self.command, self.path, dict(self.headers.items()), b""))
                 self.close_connection = True
                 page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
                 self._send(Answer(413, page, {"Content-Type": "text/html", "Connection": "close"}))
                 return
-            request = Received(self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes))
+            request = ReceivedRequest(
+                self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes)
+            )
             requests.append(request)
             self._send(answer(request))
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import google_crc32c
 import lz4.frame  # type: ignore[import-untyped]
 
-from tests.kit.scripted_server import Answer, Received, Script, truncated_answer
+from tests.kit.scripted_server import Answer, ReceivedRequest, Script, truncated_answer
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 JSON = {"Content-Type": "application/json; charset=UTF-8"}
@@ -31,7 +31,7 @@ EXCEPTION = (
 GENERATION = "1795765370548467"
 
 
-def object_resource(request: Received) -> dict[str, Any]:
+def object_resource(request: ReceivedRequest) -> dict[str, Any]:
     """Returns the resource of the object that an upload creates."""
     url = urlsplit(request.path)
     checksum = base64.b64encode(google_crc32c.value(request.body).to_bytes(4, "big")).decode()
@@ -44,7 +44,7 @@ def object_resource(request: Received) -> dict[str, Any]:
     }
 
 
-def object_stored(request: Received, **other: Any) -> Answer:
+def object_stored(request: ReceivedRequest, **other: Any) -> Answer:
     """Returns Cloud Storage's response for a stored object; `other` replaces fields of the object's resource, and
     None omits a field.
     """
@@ -52,7 +52,7 @@ def object_stored(request: Received, **other: Any) -> Answer:
     return Answer(200, json.dumps(found).encode(), JSON)
 
 
-def rows_of(request: Received) -> int:
+def rows_of(request: ReceivedRequest) -> int:
     """Returns the number of lines in an INSERT."""
     body = request.body
     if request.headers.get("Content-Encoding") == "lz4":
@@ -60,7 +60,7 @@ def rows_of(request: Received) -> int:
     return len(body.splitlines())
 
 
-def rows_inserted(request: Received, **other: Any) -> Answer:
+def rows_inserted(request: ReceivedRequest, **other: Any) -> Answer:
     """Returns ClickHouse's response for written rows; `other` replaces fields of the summary, and None omits a
     field.
     """
@@ -83,7 +83,7 @@ def rows_inserted(request: Received, **other: Any) -> Answer:
     return Answer(200, b"", {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-def rows_streamed(request: Received, **other: Any) -> Answer:
+def rows_streamed(request: ReceivedRequest, **other: Any) -> Answer:
     """Returns BigQuery's response for stored rows; `other` replaces or adds fields, and None omits a field."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
@@ -160,7 +160,7 @@ def _common_answers(sink: str) -> dict[str, Script]:
     return found
 
 
-def _proof_of_another(sink: str, request: Received) -> Answer:
+def _proof_of_another(sink: str, request: ReceivedRequest) -> Answer:
     """Returns a valid answer that belongs to another request."""
     return PROOFS[sink](replace(request, path="/upload/storage/v1/b/bucket/o?name=object"))
 

@@ -21,7 +21,7 @@ from ingest.operate import backfill, retention, shadow
 from ingest.operate.backfill.outcome import Difference as Rebuilt
 from ingest.operate.check import Finding, Severity
 from ingest.operate.inspect import describe, render
-from ingest.operate.reconcile.account import Account, Missing, Tally
+from ingest.operate.reconcile.account import Account, MissingItem, Tally
 from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.render import render as render_account
 from ingest.operate.reconcile.topic import Span
@@ -91,7 +91,7 @@ def a_replay(text: str) -> Replay:
 
 def an_account(text: str) -> Account:
     """A report in which every string is `text`."""
-    missing = Missing(text, text, Problem.MISSING, 0, 0, text)
+    missing = MissingItem(text, text, Problem.MISSING, 0, 0, text)
     return Account(
         topic=text,
         spans=[Span(0, 0, 1)],
@@ -120,7 +120,7 @@ def an_outcome(text: str) -> backfill.Outcome:
 
 def an_audit(text: str) -> retention.Audit:
     """An audit in which every string is `text`."""
-    kept = [retention.Kept(kind, text) for kind in retention.Kind]
+    kept = [retention.RetentionFinding(kind, text) for kind in retention.Kind]
     return retention.Audit(text, 2.0, examples=kept, notes=[text])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kit.paths import ROOT
 from tools import imports
-from tools.imports import EVERYWHERE, TABLE, module_of, row_of, sources, table, violations
+from tools.imports import TABLE, WHOLE_ROW, module_of, row_of, sources, table, violations
 
 
 def name_of(path: Path) -> str:
@@ -167,7 +167,7 @@ def test_the_table_has_no_unused_permission() -> None:
         for part, libraries in (package.libraries or {}).items()
         for library in libraries
         if not any(
-            row == theirs and library == name and (part == EVERYWHERE or part in module)
+            row == theirs and library == name and (part == WHOLE_ROW or part in module)
             for theirs, name, module in used
         )
     ]

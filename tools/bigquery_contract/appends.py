@@ -15,7 +15,7 @@ from google.protobuf import descriptor_pb2
 
 from tools.bigquery_contract.target import (
     NOW_SECONDS,
-    Appended,
+    AppendResult,
     Code,
     Mismatch,
     Target,
@@ -173,7 +173,7 @@ def codes_of_errors(target: Target) -> None:
     target.append(connection, name, 0, 0).expect_stored(0)
     unknown = f"{name.rpartition('/')[0]}/{'0' * 32}"
     extra = target.append_request(name, 1, target.encoded(1), _wider(target))
-    found: dict[Any, Appended] = {
+    found: dict[Any, AppendResult] = {
         Code.OFFSET_ALREADY_EXISTS: target.append(connection, name, 0, 0),
         Code.OFFSET_OUT_OF_RANGE: target.append(connection, name, 9, 9),
         Code.STREAM_NOT_FOUND: target.append(target.connect(unknown), unknown, 0, 0),

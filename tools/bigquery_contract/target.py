@@ -249,19 +249,19 @@ class Target:
             request.proto_rows.writer_schema.proto_descriptor.CopyFrom(descriptor)
         return request
 
-    def append(self, connection: Connection, stream: str, offset: int | None, *numbers: int) -> Appended:
+    def append(self, connection: Connection, stream: str, offset: int | None, *numbers: int) -> AppendResult:
         """Appends valid rows. Returns the response; an error of the call itself is returned in the same form."""
         descriptor = None if connection.schema else self.descriptor
         connection.schema = self.encoder.schema
         return self.send(connection, self.append_request(stream, offset, self.encoded(*numbers), descriptor))
 
-    def send(self, connection: Connection, request: Any) -> Appended:
+    def send(self, connection: Connection, request: Any) -> AppendResult:
         """Sends one request."""
         try:
             reply = connection.send(request.SerializeToString(), SECONDS)
         except GoogleAPICallError as error:
-            return Appended.failed(error)
-        return Appended.of(reply)
+            return AppendResult.failed(error)
+        return AppendResult.of(reply)
 
     def message(self, number: int) -> Any:
         """Returns a valid row, which may be changed before it is serialized."""
@@ -279,7 +279,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Appended:
+class AppendResult:
     """The result of one append: its offset, or an error, which is an error response or a closed connection."""
 
     offset: int | None = None
@@ -290,7 +290,7 @@ class Appended:
     ended: bool = False
 
     @classmethod
-    def of(cls, reply: Any) -> Appended:
+    def of(cls, reply: Any) -> AppendResult:
         """Returns the result for a response."""
         has_new_schema = reply.HasField("updated_schema")
         if reply.WhichOneof("response") == "append_result":
@@ -301,18 +301,18 @@ class Appended:
         return cls(None, status_name(error.code), storage_code(error.details), rows, has_new_schema)
 
     @classmethod
-    def failed(cls, error: GoogleAPICallError) -> Appended:
+    def failed(cls, error: GoogleAPICallError) -> AppendResult:
         """Returns the result for an error that ended the connection."""
         status = error.grpc_status_code.name if error.grpc_status_code is not None else type(error).__name__
         return cls(None, status, storage_code(details_of(error)), ended=True)
 
-    def expect_stored(self, offset: int) -> Appended:
+    def expect_stored(self, offset: int) -> AppendResult:
         """Raises Mismatch unless the rows are stored at the offset."""
         expect(not self.status, f"a valid append is refused with {self.status}")
         expect(self.offset == offset, f"the result names offset {self.offset}, not {offset}")
         return self
 
-    def expect_error(self, status: str) -> Appended:
+    def expect_error(self, status: str) -> AppendResult:
         """Raises Mismatch unless the append is refused with this gRPC status."""
         expect(bool(self.status), f"it is accepted, not refused with {status}")
         expect(self.status == status, f"{self.status}, not {status}")
@@ -324,12 +324,12 @@ def status_name(number: int) -> str:
     return next((status.name for status in grpc.StatusCode if status.value[0] == number), str(number))
 
 
-def refused(call: Callable[[], Any]) -> Appended:
+def refused(call: Callable[[], Any]) -> AppendResult:
     """Returns the error of a unary call. Raises Mismatch if the call succeeds."""
     try:
         call()
     except GoogleAPICallError as error:
-        return Appended.failed(error)
+        return AppendResult.failed(error)
     raise Mismatch("the call succeeds")
 
 

@@ -65,7 +65,7 @@ MESSAGES_MAX = 4
 PROGRESS_SECONDS = 1.0
 
 
-class Explored(NamedTuple):
+class Exploration(NamedTuple):
     """The result for one bound: the result of its search, the figures of the model as text, and the CPU
     seconds.
     """
@@ -76,12 +76,12 @@ class Explored(NamedTuple):
     cpu_seconds: float
 
 
-def explore(bound: Bound) -> Explored:
+def explore(bound: Bound) -> Exploration:
     """Searches a world completely, or until the first violation."""
     model = CoreModel(bound.messages, bound.faults, expiry=bound.expiry) if bound.messages else StagingModel()
     began = time.process_time()
     result = Search(model, bound.faults, on_terminal()).run()
-    return Explored(bound, result, model.figures, time.process_time() - began)
+    return Exploration(bound, result, model.figures, time.process_time() - began)
 
 
 def on_terminal() -> Callable[[int, int, int], None]:
@@ -97,7 +97,7 @@ def on_terminal() -> Callable[[int, int, int], None]:
     return show
 
 
-def as_text(explored: Explored) -> str:
+def as_text(explored: Exploration) -> str:
     """Returns a result as text."""
     result = explored.result
     lines = [
@@ -111,13 +111,13 @@ def as_text(explored: Explored) -> str:
     return "\n".join(lines)
 
 
-def as_json(explored: Explored) -> str:
+def as_json(explored: Exploration) -> str:
     """Returns a result as one line of JSON."""
     facts = asdict(explored.result) | {"cpu_seconds": explored.cpu_seconds, "figures": explored.figures}
     return json.dumps({"bound": str(explored.bound), **facts})
 
 
-def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
+def bug_as_text(bug: planted.Bug, found: planted.ExplorationResult) -> str:
     """Returns the result for a planted bug, as text."""
     if found.code != 1 or not found.trace:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
@@ -139,7 +139,7 @@ def counts(text: str) -> tuple[int, ...]:
     return found
 
 
-def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
+def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Exploration]:
     """Explores each world in a separate process, with `jobs` processes in parallel. Prints each result as soon as
     it is complete.
     """

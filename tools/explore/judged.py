@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tools.explore.planted import BUGS
 
 
-class Breaks(StrEnum):
+class BrokenProperty(StrEnum):
     """The kind of property that a planted bug breaks."""
 
     SAFETY = "safety"
@@ -30,7 +30,7 @@ class JudgedBug(NamedTuple):
     """A planted bug, the kind of property that it breaks, and the reason."""
 
     bug: str
-    breaks: Breaks
+    breaks: BrokenProperty
     why: str
 
     @property
@@ -43,8 +43,8 @@ class JudgedBug(NamedTuple):
         return f"{found.world} message(s), {found.faults} fault(s){expiry}"
 
 
-SAFETY, PROGRESS, WORK, MEMORY, VIEW, POLICY = Breaks
-JUDGED = (
+SAFETY, PROGRESS, WORK, MEMORY, VIEW, POLICY = BrokenProperty
+JUDGED_BUGS = (
     JudgedBug(
         "drops a revoked partition without draining it",
         SAFETY,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("ingest/core", "ingest/__init__.py", "tasks", "tools/__init__.py", "tools/explore")
+COPIED_PATHS = ("ingest/core", "ingest/__init__.py", "tasks", "tools/__init__.py", "tools/explore")
 SECONDS_MAX = 600.0
 
 
@@ -170,7 +170,7 @@ BUGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExplorationResult:
     """The explorer's result for a copy of the code. `broken` is empty if there is no violation; `trace` is the
     counterexample.
     """
@@ -187,7 +187,7 @@ class OutdatedPatch(Exception):
 def copy(into: Path) -> None:
     """Copies the code that the explorer needs."""
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in COPIED:
+    for name in COPIED_PATHS:
         if (ROOT / name).is_file():
             (into / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, into / name)
@@ -206,7 +206,7 @@ def plant(bug: Bug, into: Path) -> None:
     file.write_text(text.replace(bug.before, bug.after))
 
 
-def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> Found:
+def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> ExplorationResult:
     """Runs the explorer on the copy of the code."""
     options = ["--world", world, "--faults", str(faults), *(["--expiry"] if expiry else [])]
     done = subprocess.run(
@@ -220,12 +220,12 @@ def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> F
     )
     lines = done.stdout.splitlines()
     if not lines or not lines[-1].startswith("{"):
-        return Found(done.returncode, done.stdout + done.stderr, ())
+        return ExplorationResult(done.returncode, done.stdout + done.stderr, ())
     found = json.loads(lines[-1])
-    return Found(done.returncode, found["broken"], tuple(found["trace"]))
+    return ExplorationResult(done.returncode, found["broken"], tuple(found["trace"]))
 
 
-def found(bug: Bug) -> Found:
+def found(bug: Bug) -> ExplorationResult:
     """Plants the bug in a copy of the code and explores the copy."""
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         copy(Path(name))

@@ -32,7 +32,7 @@ ME, OTHER, NO_OWNER = 0, 1, 2
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
-class Sent(NamedTuple):
+class SentCommit(NamedTuple):
     """One commit in flight. `late`: the response may be delayed indefinitely. `answer`: 1 if stored, 0 if refused,
     -1 if there is no response yet.
     """
@@ -82,7 +82,7 @@ class Reader(NamedTuple):
 
     core: int
     entries: tuple[Entry | None, ...]
-    commits: tuple[tuple[Sent, ...], ...]
+    commits: tuple[tuple[SentCommit, ...], ...]
     chords: tuple[Chord, ...] = ()
     stopping: bool = False
     unrecorded: tuple[tuple[int, int], ...] = ()
@@ -362,7 +362,7 @@ class Readers:
 
     # Commits
 
-    def _answer(self, reader: Reader, board: Board, number: int, sent: Sent) -> Iterator[Outcome]:
+    def _answer(self, reader: Reader, board: Board, number: int, sent: SentCommit) -> Iterator[Outcome]:
         commits, shared, entry = reader.commits[number], board[number], reader.entries[number]
         without = self._commits(reader, number, [one for one in commits if one is not sent])
         source = self.partitions[number].source
@@ -602,7 +602,7 @@ class Readers:
                 yield "", self._chords(reader, [*reader.chords, self._chord(command)]), board
             case do.Commit():
                 number = self._numbers[command.source]
-                sent = Sent(command.offset, command.record)
+                sent = SentCommit(command.offset, command.record)
                 yield "", self._commits(reader, number, [*reader.commits[number], sent]), board
             case do.Pause() | do.Resume():
                 yield "", self._paused(reader, command.sources, isinstance(command, do.Pause)), board
@@ -653,7 +653,7 @@ class Readers:
     def _entry(self, reader: Reader, number: int, entry: Entry | None) -> Reader:
         return reader._replace(entries=put(reader.entries, number, entry))
 
-    def _commits(self, reader: Reader, number: int, commits: Sequence[Sent]) -> Reader:
+    def _commits(self, reader: Reader, number: int, commits: Sequence[SentCommit]) -> Reader:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
@@ -676,14 +676,14 @@ def describe_event(event: Any) -> str:
     return f"receives {name} again" if event.epoch == EPOCH else f"receives {name}, of a former assignment"
 
 
-def stored_in(shared: SharedState, sent: Sent) -> SharedState:
+def stored_in(shared: SharedState, sent: SentCommit) -> SharedState:
     """Returns the state of the partition after the broker has stored this commit. The number of starts is left out
     of the cut record, because an assignment resets it.
     """
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 
-def answerable(commits: Sequence[Sent]) -> list[Sent]:
+def answerable(commits: Sequence[SentCommit]) -> list[SentCommit]:
     """Returns the commits whose response may arrive now. Responses arrive in the order in which the broker sends
     them.
     """

@@ -24,7 +24,7 @@ NAMES = tuple(TASKS)
 DATADOG = NAMES.index("rows/datadog/0")
 
 
-class Running(NamedTuple):
+class RunningProgram(NamedTuple):
     """A program and the responses that it has received.
 
     `marked`: the task of this program had a done mark before the program started.
@@ -35,7 +35,7 @@ class Running(NamedTuple):
     marked: bool = False
 
 
-class Started(NamedTuple):
+class StartedChord(NamedTuple):
     """A started chord, and its unfinished tasks."""
 
     chord: Chord
@@ -64,10 +64,10 @@ class World(NamedTuple):
     settled: bool = False
     staged: Staged = Staged()
     writes: tuple[int, ...] = (0,) * len(NAMES)
-    out: tuple[Started, ...] = ()
+    out: tuple[StartedChord, ...] = ()
     queue: tuple[Program, ...] = ()
     ends: tuple[Chord, ...] = ()
-    running: tuple[Running, ...] = ()
+    running: tuple[RunningProgram, ...] = ()
     stream: tuple[Completion, ...] = ()
     faulty: bool = False
 
@@ -196,9 +196,9 @@ class StagingModel:
 
     def _begin(self, world: World, program: Program) -> Iterator[Event]:
         """Starts a program and runs its first round trip."""
-        yield from self._advance(world, Running(program))
+        yield from self._advance(world, RunningProgram(program))
 
-    def _advance(self, left: World, running: Running) -> Iterator[Event]:
+    def _advance(self, left: World, running: RunningProgram) -> Iterator[Event]:
         """Runs the next round trip of a program. `left`: the world after the program was removed from its queue or
         from `running`.
         """
@@ -209,7 +209,7 @@ class StagingModel:
         else:
             yield from self._perform(left, running, effect)
 
-    def _kill(self, left: World, running: Running) -> Event:
+    def _kill(self, left: World, running: RunningProgram) -> Event:
         program = running.program
         known = any(out.chord == program.chord for out in left.out)
         again = put(left, queue=program) if known else left
@@ -217,7 +217,7 @@ class StagingModel:
             again, f"the worker of {chord_text(program)} is killed after {len(running.answers)} round trips"
         )
 
-    def _perform(self, left: World, running: Running, effect: Effect) -> Iterator[Event]:
+    def _perform(self, left: World, running: RunningProgram, effect: Effect) -> Iterator[Event]:
         program, performed = running.program, perform(effect, left.staged)
         marked = running.marked
         if program.kind == "run" and not running.answers:
@@ -226,10 +226,10 @@ class StagingModel:
         if performed.completion:
             done = json.loads(performed.completion)["kind"] == "done"
             after = put(after, stream=Completion(program.chord, done))
-        became = Running(program, (*running.answers, performed.answer), marked)
+        became = RunningProgram(program, (*running.answers, performed.answer), marked)
         yield from self._resume(after, became, f"{chord_text(program)}: round trip {len(became.answers)}")
 
-    def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
+    def _resume(self, left: World, running: RunningProgram, what: str) -> Iterator[Event]:
         """Resumes a program after a response. The program then waits for the next response, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
@@ -238,7 +238,7 @@ class StagingModel:
         for event in self._end(left, running.program, following.result):
             yield event._replace(what=f"{what}, {event.what}")
 
-    def _write(self, left: World, running: Running) -> Iterator[Event]:
+    def _write(self, left: World, running: RunningProgram) -> Iterator[Event]:
         task = running.program.task
         number = NAMES.index(task)
         broken = f"{task} is written by a run that found its mark" if running.marked else ""
@@ -274,7 +274,7 @@ class StagingModel:
         if not missing:
             yield Event(f"{as_text(chord)} is already durable", put(left, stream=Completion(chord, True)))
             return
-        after = put(left, out=Started(chord, frozenset(missing)))
+        after = put(left, out=StartedChord(chord, frozenset(missing)))
         for name in missing:
             after = put(after, queue=Program("run", chord, name))
         yield Event(f"{as_text(chord)} starts {', '.join(missing)}", after)

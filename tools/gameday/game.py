@@ -29,8 +29,8 @@ from ingest.local.stack import KafkaKind, Stack
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.units import MiB
 from tools.gameday.load import Load
-from tools.gameday.prometheus import Alert, Prometheus, runbook_has
-from tools.gameday.result import FACTOR, Played
+from tools.gameday.prometheus import Alert, Prometheus, is_in_runbook
+from tools.gameday.result import FACTOR, PlayedFault
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
 
@@ -256,12 +256,12 @@ class Game:
         arguments = ("dlq", "ls", "--sink", sink, "--json")
         found: list[dict[str, Any]] = self.json(*arguments[:-1])["letters"]
 
-        def has_letters() -> bool:
+        def has_dead_letters() -> bool:
             if not found:
                 found[:] = json.loads(self._run_command(arguments, (0,)))["letters"]
             return bool(found)
 
-        self.until(has_letters, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
+        self.until(has_dead_letters, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
@@ -284,11 +284,11 @@ class Game:
 
     # One fault
 
-    def play(self, fault: Fault) -> Played:
+    def play(self, fault: Fault) -> PlayedFault:
         """Runs a fault from injection to recovery. If an error occurs, it is stored as `trouble`, and the system
         is reset.
         """
-        played = Played(fault.name, fault.alert)
+        played = PlayedFault(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()
         self.say(f"{fault.name}: {fault.alert} should fire")
@@ -298,7 +298,7 @@ class Game:
             played.fired_seconds = time.monotonic() - began
             played.summary, played.section = alert.summary, alert.runbook_url
             self.say(f"  {alert.name} fires after {played.fired_seconds:.1f} s: {alert.summary}")
-            if not runbook_has(alert.runbook_url):
+            if not is_in_runbook(alert.runbook_url):
                 raise LocalError(f"the runbook has no section {alert.runbook_url}")
             fault.fix(self)
             ends, fixed_at = dict(self.load.ends), time.monotonic()

@@ -220,7 +220,7 @@ class PanelQuery:
     values: int
 
 
-def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
+def query_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
     """Evaluates every expression of every panel over the given period (Unix seconds)."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
@@ -236,7 +236,7 @@ def without_variables(expression: str) -> str:
     return re.sub(r"\$(?:namespace|topic|instance)\b", ".*", expression)
 
 
-def runbook_has(url: str) -> bool:
+def is_in_runbook(url: str) -> bool:
     """Returns True if the runbook has the section to which an alert links."""
     _, _, anchor = url.partition("#")
     headings = (line[4:] for line in RUNBOOK.read_text().splitlines() if line.startswith("### "))

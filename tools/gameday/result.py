@@ -15,7 +15,7 @@ MESSAGES_PER_SECOND = 20.0
 
 
 @dataclass(slots=True)
-class Played:
+class PlayedFault:
     """One fault. `steps`: the steps that fixed the fault. Seconds are None for phases that were not reached.
 
     `fired_seconds`: from the injection to the alert. `resolved_seconds` and `drained_seconds`: from the last step
@@ -52,7 +52,7 @@ class Result:
     kafka: str = ""
     seconds: float = 0.0
     messages: int = 0
-    played: list[Played] = field(default_factory=list)
+    played: list[PlayedFault] = field(default_factory=list)
     panels: list[PanelQuery] = field(default_factory=list)
     reconciled: str = ""
     history: str = ""

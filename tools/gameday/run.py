@@ -28,7 +28,7 @@ from ingest.local.servers.processes import LocalError, ending_on_signals
 from ingest.local.stack import KafkaKind
 from tools.gameday.faults import FAULTS
 from tools.gameday.game import RECOVERY_SECONDS_MAX, Fault, Game
-from tools.gameday.prometheus import asked_panels, available
+from tools.gameday.prometheus import available, query_panels
 from tools.gameday.result import MESSAGES_PER_SECOND, Result, as_dict, show
 
 QUIET_SECONDS_MAX = 45.0
@@ -86,7 +86,7 @@ def _check_sinks_and_history(game: Game, result: Result) -> None:
     """Queries the dashboard's expressions over the whole run, then compares the topic with the sinks and checks
     the history of commits.
     """
-    result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
+    result.panels = query_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages
     game.fleet.wait_until_committed(dict(game.load.ends), RECOVERY_SECONDS_MAX)

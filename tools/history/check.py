@@ -54,7 +54,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class Assignment:
     """An assignment of a partition to a reader."""
 
     life: str
@@ -82,7 +82,7 @@ class History:
 
     commits: list[Commit] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
-    assignments: list[Assigned] = field(default_factory=list)
+    assignments: list[Assignment] = field(default_factory=list)
     exemptions: list[Exemption] = field(default_factory=list)
     has_records: bool = True
 
@@ -99,7 +99,7 @@ def judge(history: History) -> list[str]:
     """Returns one sentence per violation. If there is no violation, the committed offset of each partition behaved
     like a register.
     """
-    by_partition: Callable[[Commit | Read | Assigned], int] = attrgetter("partition")
+    by_partition: Callable[[Commit | Read | Assignment], int] = attrgetter("partition")
     partitions = {one.partition for one in history.commits}
     partitions |= {one.partition for one in history.reads} | {one.partition for one in history.assignments}
     commits = {
@@ -200,7 +200,7 @@ class _Partition:
                 found.append(f"{step[3]} {step[0]} after {highest[3]} {highest[0]}")
         return found
 
-    def two_owners(self, assigned: Sequence[Assigned]) -> list[str]:
+    def two_owners(self, assigned: Sequence[Assignment]) -> list[str]:
         """Checks that no commit of an earlier owner was stored after a commit of a later owner, and that readers
         committed only partitions that were assigned to them.
         """

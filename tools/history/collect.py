@@ -14,7 +14,7 @@ from ingest.local.compare.offsets import CommittedOffsets
 from ingest.local.compare.report import ReconcileError
 from ingest.settings import Settings
 from tasks.observe.logs import clean
-from tools.history.check import Assigned, Commit, History, Read
+from tools.history.check import Assignment, Commit, History, Read
 from tools.history.owners import OwnedPeriod
 
 NOT_STORED = (
@@ -36,7 +36,7 @@ class LoggedOperations:
     def __init__(self, name: str) -> None:
         self.commits: list[Commit] = []
         self.reads: list[Read] = []
-        self.assignments: list[Assigned] = []
+        self.assignments: list[Assignment] = []
         self.owned: list[OwnedPeriod] = []
         self.starts: list[float] = []
         """Unix seconds at which the process started."""
@@ -73,7 +73,7 @@ class LoggedOperations:
                 self._lives += 1
                 self.starts.append(at)
             case "partitions_assigned":
-                self.assignments += [Assigned(self._life, int(number), at) for number in line["partitions"]]
+                self.assignments += [Assignment(self._life, int(number), at) for number in line["partitions"]]
                 for number in line["partitions"]:
                     self._assigned_at.setdefault(int(number), at)
             case "partitions_revoked" | "partitions_lost":

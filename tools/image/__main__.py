@@ -85,7 +85,7 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
         raise Failed(str(error)) from error
     images = compose.third_party_images(path, variables)
     reason = "replaced by the embedded stack, in the host's network"
-    lines.report_not_done(
+    lines.report_unfinished(
         f"the {len(images)} third-party images of docker-compose.yml, its network and ports", reason
     )
 
@@ -103,14 +103,14 @@ def main() -> int:
     try:
         engine = Engine(Clock(PREPARE_SECONDS_MAX * time_limit_factor), f"replays-try={tag}")
     except StepNotRun as reason:
-        lines.report_not_done("the image was not tested", str(reason))
+        lines.report_unfinished("the image was not tested", str(reason))
         return lines.code
     try:
         build(engine, lines, time_limit_factor)
         engine.clock = Clock(RUN_SECONDS_MAX * time_limit_factor)
         run(engine, lines, tag)
     except StepNotRun as reason:
-        lines.report_not_done("the image was not built or not run", str(reason))
+        lines.report_unfinished("the image was not built or not run", str(reason))
     except Failed as error:
         lines.report_failure(str(error))
     finally:

@@ -67,7 +67,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
     try:
         engine.pull(image)
     except StepNotRun as reason:
-        lines.report_not_done(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
+        lines.report_unfinished(f"a build on {wanted(dockerfile)}, the base named in the Dockerfile", str(reason))
     else:
         return image
     name, recipe = debian_base()

@@ -18,7 +18,7 @@ import yaml
 VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
 # These keys define the start order and the network of containers. The keys are not needed, because containers are
 # started explicitly, in the host's network.
-IGNORED = {"build", "image", "depends_on", "restart", "ports"}
+IGNORED_KEYS = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
 NAMED_VOLUME = re.compile(r"[a-z]+")
 
@@ -110,7 +110,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
                 health = tuple(command)
             case "command" | "environment":
                 pass
-            case _ if key not in IGNORED:
+            case _ if key not in IGNORED_KEYS:
                 raise ValueError(f"{name}: unknown key {key}")
     environment = {variable: str(text) for variable, text in service["environment"].items()}
     return Service(name, tuple(service["command"]), environment, health, stop_seconds, tuple(options))

@@ -51,7 +51,7 @@ class Lines:
     def report_done(self, text: str) -> None:
         self.write(f"image: ok        {text}")
 
-    def report_not_done(self, what: str, reason: str) -> None:
+    def report_unfinished(self, what: str, reason: str) -> None:
         self.write(f"image: NOT DONE  {what}: {reason}")
 
     def report_failure(self, reason: str) -> None:

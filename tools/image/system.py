@@ -88,9 +88,9 @@ class System:
 
     def run(self, tag: str) -> None:
         """Runs the whole test. Raises Failed or StepNotRun. `tag` makes the names of the containers unique."""
-        self._once("reader", ("replays-ingest", "--help"), "Usage:")
-        self._once("worker", ("python", "-c", C_EXTENSION), "c\n")
-        self._once("migrate", self._services["migrate"].command, "")
+        self._run_once("reader", ("replays-ingest", "--help"), "Usage:")
+        self._run_once("worker", ("python", "-c", C_EXTENSION), "c\n")
+        self._run_once("migrate", self._services["migrate"].command, "")
         for name in ("worker", "reader", "flower"):
             self._start(name, f"{tag}-{name}")
         self._check_flower_password()
@@ -104,7 +104,7 @@ class System:
     def _options(self, service: Service) -> list[str]:
         return [*service.options, *(f"--env={name}={value}" for name, value in service.environment.items())]
 
-    def _once(self, name: str, command: tuple[str, ...], wanted: str) -> None:
+    def _run_once(self, name: str, command: tuple[str, ...], wanted: str) -> None:
         service = self._services[name]
         options = self._options(service)
         done = self._engine.once(self._image, command, options, seconds=COMMAND_SECONDS_MAX)
@@ -197,7 +197,7 @@ class System:
         except LocalError as error:
             tails = "\n".join(self._engine.log_tail(name) for name in self._names.values())
             raise Failed(f"{error}\n{tails}") from error
-        self._once("reader", ("replays-ingest", "reconcile"), "")
+        self._run_once("reader", ("replays-ingest", "reconcile"), "")
         settings = self._fleet.settings
         report = reconcile(settings, Expectation.from_manifest(manifest, settings=settings))
         if not report.ok:

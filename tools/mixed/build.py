@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.local.launch import Installation
-from tools.mixed.releases import ROOT, Released
+from tools.mixed.releases import ROOT, ReleaseCommit
 
 CACHE = ROOT / ".mixed"
 PINS = "constraints.txt"
@@ -40,7 +40,7 @@ class Release:
     installation: Installation
 
 
-def released(release: Released, cache: Path = CACHE) -> Release:
+def released(release: ReleaseCommit, cache: Path = CACHE) -> Release:
     """Returns the release of a commit; the release is built when it is first used. Raises BuildFailed."""
     place = cache / f"{release.version}-{release.commit[:12]}-{sys.implementation.cache_tag}"
     if not place.exists():

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tools.mixed.build import PINS, Release, build
 from tools.mixed.releases import ROOT
 
-COPIED = ("ingest", "tasks", "celeryconfig.py", "pyproject.toml", "README.md", "LICENSE", PINS)
+COPIED_PATHS = ("ingest", "tasks", "celeryconfig.py", "pyproject.toml", "README.md", "LICENSE", PINS)
 MIGRATIONS = Path("tasks/sinks/schema/clickhouse")
 COLUMN = "planted"
 MIGRATION = "ALTER TABLE replay_segments {on_cluster} ADD COLUMN IF NOT EXISTS planted Nullable(UInt8);\n"
@@ -82,7 +82,7 @@ def planted(kind: Kind, directory: Path) -> Release:
 def copy(tree: Path) -> None:
     """Copies the files from which a release is built."""
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in COPIED:
+    for name in COPIED_PATHS:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tree / name, ignore=ignore)
         else:

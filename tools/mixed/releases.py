@@ -22,7 +22,7 @@ class NoRelease(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class ReleaseCommit:
     """A release and its commit."""
 
     version: Version
@@ -44,18 +44,18 @@ def git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def recorded(root: Path = ROOT) -> list[Released]:
+def recorded(root: Path = ROOT) -> list[ReleaseCommit]:
     """Returns the releases in `tools/releases.toml`."""
     found = tomllib.loads((root / RECORD).read_text())["releases"]
-    return [Released(Version(version), commit) for version, commit in found.items()]
+    return [ReleaseCommit(Version(version), commit) for version, commit in found.items()]
 
 
-def tagged(root: Path = ROOT) -> list[Released]:
+def tagged(root: Path = ROOT) -> list[ReleaseCommit]:
     """Returns the releases with a tag `v<version>` in this clone."""
     return list(_tagged(root))
 
 
-def _tagged(root: Path) -> Iterator[Released]:
+def _tagged(root: Path) -> Iterator[ReleaseCommit]:
     for tag in (git(root, "tag", "--list", "v*") or "").split():
         commit = git(root, "rev-parse", f"{tag}^{{commit}}")
         try:
@@ -63,10 +63,10 @@ def _tagged(root: Path) -> Iterator[Released]:
         except InvalidVersion:
             continue
         if commit:
-            yield Released(version, commit)
+            yield ReleaseCommit(version, commit)
 
 
-def previous(root: Path = ROOT) -> Released:
+def previous(root: Path = ROOT) -> ReleaseCommit:
     """Returns the newest release before the checked-out commit. Raises NoRelease."""
     head = git(root, "rev-parse", "HEAD")
     if head is None:

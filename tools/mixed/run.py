@@ -28,7 +28,7 @@ from tools.mixed.fleet import MixedFleet
 from tools.mixed.phases import Phase
 from tools.mixed.result import Line, Result
 
-FLOWING_SECONDS_MAX = 30.0
+TRAFFIC_START_SECONDS_MAX = 30.0
 REFUSED_SECONDS_MAX = 60.0
 PROGRESS_SECONDS_MAX = 60.0
 SETTLE_SECONDS_MAX = 600.0
@@ -129,7 +129,7 @@ class Run:
         self._say(f"{phase.name}: readers {line.readers}, workers {line.workers}")
         began = time.monotonic()
         with _Traffic(self._fleet.settings, self.plan, number, window.manifest) as traffic:
-            traffic.wait_until_flowing()
+            traffic.wait_for_traffic()
             if number > 1:
                 self.mixed.start_phase(phase)
             checked = any(line.check is not None for line in self.result.lines)
@@ -256,10 +256,10 @@ class _Traffic:
         if self._error and error is None:
             raise LoadError(self._error)
 
-    def wait_until_flowing(self) -> None:
+    def wait_for_traffic(self) -> None:
         """Waits until the first messages have been produced. Raises LoadError."""
-        if not self._flows.wait(FLOWING_SECONDS_MAX) or self._error:
-            raise LoadError(self._error or f"no message was accepted within {FLOWING_SECONDS_MAX:g} s")
+        if not self._flows.wait(TRAFFIC_START_SECONDS_MAX) or self._error:
+            raise LoadError(self._error or f"no message was accepted within {TRAFFIC_START_SECONDS_MAX:g} s")
 
     def _produce(self) -> None:
         seed = self._plan.seed * 1000 + self._number  # so that each phase has different messages

@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 
 
 @contextmanager
-def running_try_command() -> Iterator[Any]:
+def run_try_command() -> Iterator[Any]:
     """Runs the command on a free port until the block ends, then stops it with Ctrl-C. Yields the command's JSON
     output; after the block, `said` has its progress messages.
 

@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Frame, Page, sync_playwright
 from ingest.local.launch import settings_of
 from tasks.kafka.options import producer_options
 from tools.pictures.originals import MOMENTS, RECORDED, Moment, facts, original, served
-from tools.pictures.running import CHROMIUM, running_try_command
+from tools.pictures.running import CHROMIUM, run_try_command
 from tools.pictures.structure import differences, structure
 
 STORED_SECONDS_MAX = 60.0
@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     directory: Path = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
-    with running_try_command() as state, served() as pages, sync_playwright() as playwright:
+    with run_try_command() as state, served() as pages, sync_playwright() as playwright:
         produce(state)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport=VIEWER)

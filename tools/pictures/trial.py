@@ -18,7 +18,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from tools.pictures.running import CHROMIUM, running_try_command
+from tools.pictures.running import CHROMIUM, run_try_command
 
 SIZE: Any = {"width": 1200, "height": 760}
 RAGE_CLICKS = 7
@@ -51,7 +51,7 @@ def main() -> int:
     def log_step(what: str) -> None:
         print(f"{time.monotonic() - began:5.1f} s  {what}", flush=True)
 
-    with running_try_command() as state, sync_playwright() as playwright:
+    with run_try_command() as state, sync_playwright() as playwright:
         log_step(f"everything is up (by the command's own clock after {state['seconds']} s)")
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport=SIZE)

@@ -24,9 +24,9 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from ingest.local.launch import settings_of
-from tools.pictures.running import CHROMIUM, running_try_command
+from tools.pictures.running import CHROMIUM, run_try_command
 from tools.sdks.build import BuildError, Sdk, built
-from tools.sdks.comparing import Comparison, compared, facts_of, on_the_timeline, sdk_version_of
+from tools.sdks.comparing import Comparison, compare_timeline, compared, facts_of, sdk_version_of
 from tools.sdks.driving import VIEWPORT_HEIGHT, VIEWPORT_WIDTH, PerformedActions, click_dead, use_the_shop, watched
 
 SHIPPED = "**/static/vendor/sentry.js"
@@ -52,7 +52,7 @@ def compare_with_shop(context: BrowserContext, trial: Any, sdk: Sdk) -> list[Lin
         click_dead(*arguments)
 
     replay_id = watched(page, f"{trial['shop']}/", trial["replays"], done, steps)
-    shown = on_the_timeline(page, done)
+    shown = compare_timeline(page, done)
     page.close()
     settings = settings_of(trial["settings"])
     version = Comparison("SDK version", sdk.version, sdk_version_of(settings, replay_id))
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sdks = [built(version, Path(folder) / version) for version in dict.fromkeys(versions)]
         except BuildError as error:
             parser.error(str(error))
-        with running_try_command() as trial, sync_playwright() as playwright:
+        with run_try_command() as trial, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             context = signed_in(browser, trial)
             for sdk in sdks:

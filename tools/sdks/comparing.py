@@ -93,7 +93,7 @@ def compared(facts: Facts, done: PerformedActions) -> list[Comparison]:
     ]
 
 
-def on_the_timeline(page: Page, done: PerformedActions) -> Comparison:
+def compare_timeline(page: Page, done: PerformedActions) -> Comparison:
     """Returns the number of clicks of each rage click, as shown on the open page of the replay."""
     marks = page.locator("#marks [data-kind=rage_click]")
     marks.first.wait_for()

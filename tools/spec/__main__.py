@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ingest.observe.steps import Step
 from tools.spec import runs, spin
-from tools.spec.history import History, Unreadable, histories, partitions
+from tools.spec.history import History, UnreadableHistory, histories, partitions
 
-BEFORE = 12  # actions shown before the refused one
+PRECEDING_ACTIONS_SHOWN = 12  # actions shown before the refused one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,13 +92,16 @@ def replayed(checker: spin.Checker, sources: Iterator[tuple[str, list[Step]]]) -
 def _refusal(checker: spin.Checker, steps: Sequence[Step]) -> str:
     try:
         history = History(steps)
-    except Unreadable as error:
+    except UnreadableHistory as error:
         return str(error)
     verdict = checker.check(history)
     if verdict.refused is None:
         return ""
     at = verdict.refused
-    before = [f"  {action.name:<14} {action.line}" for action in history.actions[max(0, at - BEFORE) : at]]
+    before = [
+        f"  {action.name:<14} {action.line}"
+        for action in history.actions[max(0, at - PRECEDING_ACTIONS_SHOWN) : at]
+    ]
     refused = history.actions[at]
     last = f"refused: {refused.name} at {refused.line} {verdict.error}".rstrip()
     return "\n".join([f"action {at + 1} of {verdict.actions} is not allowed", *before, last])

@@ -30,7 +30,7 @@ ACTIONS = (
 """Actions, in the order of their numbers in spec/replay.pml."""
 
 
-class Unreadable(Exception):
+class UnreadableHistory(Exception):
     """Raised if the steps do not form a complete run and therefore cannot be converted to actions."""
 
 
@@ -44,7 +44,7 @@ class Action(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Sent:
+class _SentCommit:
     """One commit of a reader. `seen`: a response, or a read by the next owner, shows that the commit was stored.
     `bare`: the commit was stored without its batch ends.
     """
@@ -71,7 +71,7 @@ class _Life:
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     cut: dict[int, bool] = field(default_factory=dict)  # end offset of a batch -> True while its chord is running
-    waits: _Sent | None = None
+    waits: _SentCommit | None = None
 
     def holds(self, at: int) -> bool:
         """Returns True if the assignment was current at the given time."""
@@ -178,20 +178,20 @@ class History:
 
     # Result of each commit
 
-    def _commits(self) -> dict[int, _Sent]:
+    def _commits(self) -> dict[int, _SentCommit]:
         """Returns commits by the index of their step.
 
         A response is assigned to the reader's newest commit that has the same content and no response yet. A
         reader that sent the same commit twice cannot tell the responses apart, and takes the first one as the
         response to the commit for which it is waiting.
         """
-        sent: dict[int, _Sent] = {}
-        of_life: dict[str, list[_Sent]] = {}
-        since: list[_Sent] = []
+        sent: dict[int, _SentCommit] = {}
+        of_life: dict[str, list[_SentCommit]] = {}
+        since: list[_SentCommit] = []
         for at, step in enumerate(self._steps):
             life, name = str(step["reader"]), step["step"]
             if name == "commit":
-                commit = sent[at] = _Sent(step["offset"], tuple(step["ends"]), at, life)
+                commit = sent[at] = _SentCommit(step["offset"], tuple(step["ends"]), at, life)
                 of_life.setdefault(life, []).append(commit)
                 since.append(commit)
             elif name in ("committed", "refused"):
@@ -219,7 +219,7 @@ class History:
         if life is None:
             if name in ("committed", "refused", "stopped"):
                 return  # the response to a commit of an ended assignment
-            raise Unreadable(f"no assignment of the partition before {self._line}")
+            raise UnreadableHistory(f"no assignment of the partition before {self._line}")
         getattr(self, f"_on_{name}")(life, step, at)
         if name in ("released", "lost", "stopped"):
             self._remove(reader)
@@ -243,7 +243,9 @@ class History:
         self._in_use = {life.number: name for name, life in self._lives.items()}
         number = next((n for n in range(READERS_MAX) if n not in self._in_use), None)
         if number is None or reader in self._lives:
-            raise Unreadable(f"more than {READERS_MAX} readers hold the partition, or one twice, at {self._line}")
+            raise UnreadableHistory(
+                f"more than {READERS_MAX} readers hold the partition, or one twice, at {self._line}"
+            )
         later = [n for n, one in enumerate(self._steps) if n > at and one["reader"] == reader]
         until = next((n for n in later if self._steps[n]["step"] == "assigned"), len(self._steps))
         life = self._lives[reader] = _Life(number, at, until, offset, ends)
@@ -363,7 +365,7 @@ class History:
             life.waits = None
         slot = self._free_slot(life, str(step["reader"]), at)
         if slot is None:
-            raise Unreadable(f"more than {SLOTS} commits of one reader are pending at {self._line}")
+            raise UnreadableHistory(f"more than {SLOTS} commits of one reader are pending at {self._line}")
         last = max(ends, default=0) if step["short"] else END_OF_LOG
         self._add("send", life, slot, offset, last)
         for end in ends:
@@ -422,7 +424,7 @@ class History:
         life.cut.pop(step["stop"], None)
 
 
-def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
+def _read_by_next(since: Sequence[_SentCommit], assigned: Step) -> None:
     """Marks as stored the commit that the next owner read, even if its sender received no response."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
     exact = [commit for commit in since if (commit.offset, commit.ends) == (offset, ends)]

@@ -26,7 +26,7 @@ from ingest.core.parse.document import EMPTY, Document, UnreadableDocument, open
 from ingest.core.parse.envelope import Envelope, open_envelope, project_of
 from ingest.core.parse.gather import GatheredRows
 from ingest.core.parse.recording import inflate, split, stored
-from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected, Usual
+from ingest.core.parse.rules import REASONS, WARNINGS, MessageRejected, ParseRules, UsualLimits
 from ingest.core.parse.scan import Scan
 
 __all__ = [
@@ -34,9 +34,9 @@ __all__ = [
     "WARNINGS",
     "ParseRules",
     "RebuiltRows",
-    "Usual",
+    "UsualLimits",
     "parse",
-    "parse_usual",
+    "parse_usual_message",
     "rows_of_recording",
 ]
 
@@ -52,13 +52,13 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
     return _parse(message, rules, rules.inflated_bytes_max, units_of(rules))
 
 
-def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
+def parse_usual_message(message: Message, rules: ParseRules, usual: UsualLimits) -> Segment | Reject | None:
     """Like `parse`, for messages that are cheap to parse. Returns None for other messages, which are detected
     early."""
     inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
     try:
-        outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)
-    except _Unusual:
+        outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_UnusualMessage)
+    except _UnusualMessage:
         return None
     if inflated_bytes_max < rules.inflated_bytes_max and isinstance(outcome, Reject):
         return None if outcome.reason == "body_too_large" else outcome
@@ -86,7 +86,7 @@ def rows_of_recording(
     return RebuiltRows(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
 
 
-class _Unusual(Exception):
+class _UnusualMessage(Exception):
     """Raised if a message is not cheap to parse."""
 
 
@@ -95,23 +95,23 @@ def _parse(
     rules: ParseRules,
     inflated_bytes_max: int,
     units: float,
-    spent: type[_Unusual] | None = None,
+    spent: type[_UnusualMessage] | None = None,
 ) -> Segment | Reject:
     """Parses within the given size limit and budget. Raises `spent`, if given, when the budget is exhausted."""
     try:
         if len(message.value) > rules.message_bytes_max:
-            raise Rejected(
+            raise MessageRejected(
                 "message_too_large", f"{len(message.value)} bytes, the limit is {rules.message_bytes_max}"
             )
         envelope = open_envelope(message.value)
         segment_id, body = split(envelope.payload)
         raw = inflate(body, inflated_bytes_max)
-    except Rejected as rejected:
+    except MessageRejected as rejected:
         return _reject(message, rejected)
     return _segment(message, envelope, segment_id, body, raw, rules, units, spent)
 
 
-def _reject(message: Message, rejected: Rejected) -> Reject:
+def _reject(message: Message, rejected: MessageRejected) -> Reject:
     error = str(rejected)[:ERROR_CHARACTERS_MAX]
     return Reject.of(message, rejected.reason, error, project_of(message.value))
 
@@ -124,7 +124,7 @@ def _segment(
     raw: bytes | bytearray,
     rules: ParseRules,
     units: float,
-    spent: type[_Unusual] | None,
+    spent: type[_UnusualMessage] | None,
 ) -> Segment:
     warnings: list[str] = []
     identity = _identity(message, envelope, segment_id, warnings)
@@ -229,7 +229,7 @@ def _gathered(
     rules: ParseRules,
     taken_bytes: int,
     budget: Budget,
-    spent: type[_Unusual] | None,
+    spent: type[_UnusualMessage] | None,
 ) -> GatheredRows:
     """Returns the content of the recording; empty, with a warning, if it is not a JSON array."""
     gathered = GatheredRows(writer, rules, budget, taken_bytes)

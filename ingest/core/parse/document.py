@@ -15,7 +15,7 @@ import msgspec
 
 from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.picked import picked
-from ingest.core.parse.shapes import SHORT_MAX, Number, Short
+from ingest.core.parse.shapes import SHORT_CHARACTERS_MAX, Number, Short
 from ingest.core.parse.surrogates import without_lone_surrogates
 
 UINT32_MAX = 2**32 - 1
@@ -93,7 +93,7 @@ class _User(msgspec.Struct, gc=False):
     geo: _Geo | None = None
 
 
-class _Named(msgspec.Struct, gc=False):
+class _NamedVersion(msgspec.Struct, gc=False):
     name: Short = None
     version: Short = None
 
@@ -117,8 +117,8 @@ class _Updates(msgspec.Struct, gc=False):
 
 
 class _Contexts(msgspec.Struct, gc=False):
-    browser: _Named | None = None
-    os: _Named | None = None
+    browser: _NamedVersion | None = None
+    os: _NamedVersion | None = None
     device: _Device | None = None
     replay: _Rates | None = None
     ota_updates: _Updates | None = None
@@ -140,7 +140,7 @@ class Document(msgspec.Struct, gc=False):
     trace_ids: list[Any] | None = None
     tags: list[Any] | None = None
     user: _User | None = None
-    sdk: _Named | None = None
+    sdk: _NamedVersion | None = None
     contexts: _Contexts | None = None
 
 
@@ -204,7 +204,7 @@ EMPTY = Document()
 _NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_UPDATES, _NO_CONTEXTS = (
     _User(),
     _Geo(),
-    _Named(),
+    _NamedVersion(),
     _Device(),
     _Rates(),
     _Updates(),
@@ -260,8 +260,10 @@ def columns_of(document: Document) -> Columns:
         updates.update_id or None,
         rates.error_sample_rate,
         rates.session_sample_rate,
-        [key[:SHORT_MAX] if type(key) is str else _text(key) for key, _ in tags] if tags else [],
-        [value[:SHORT_MAX] if type(value) is str else _text(value) for _, value in tags] if tags else [],
+        [key[:SHORT_CHARACTERS_MAX] if type(key) is str else _text(key) for key, _ in tags] if tags else [],
+        [value[:SHORT_CHARACTERS_MAX] if type(value) is str else _text(value) for _, value in tags]
+        if tags
+        else [],
     )
 
 
@@ -277,15 +279,15 @@ IPV6_MAX = 45
 def _text(value: Any) -> str:
     """Returns a tag's key or value as text of bounded length; numbers are converted, other types dropped."""
     if isinstance(value, str):
-        return value[:SHORT_MAX]
+        return value[:SHORT_CHARACTERS_MAX]
     return str(value) if type(value) is int or type(value) is float else ""
 
 
 def _texts(values: list[Any] | None) -> list[str]:
-    """Returns the strings among the first LIST_MAX elements, each cut to SHORT_MAX characters."""
+    """Returns the strings among the first LIST_MAX elements, each cut to SHORT_CHARACTERS_MAX characters."""
     if not values:
         return []
-    return [value[:SHORT_MAX] for value in values[:LIST_MAX] if isinstance(value, str)]
+    return [value[:SHORT_CHARACTERS_MAX] for value in values[:LIST_MAX] if isinstance(value, str)]
 
 
 def _pairs(values: list[Any] | None) -> list[list[Any]]:

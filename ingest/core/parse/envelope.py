@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from ingest.core.parse.rules import Rejected
+from ingest.core.parse.rules import MessageRejected
 
 INT64_MAX = 2**63 - 1
 UINT16_MAX = 2**16 - 1
@@ -77,16 +77,16 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 
 
 def open_envelope(value: bytes) -> Envelope:
-    """Returns the fields of one message. Raises Rejected with the reason `not_msgpack` or `schema`."""
+    """Returns the fields of one message. Raises MessageRejected with the reason `not_msgpack` or `schema`."""
     try:
         is_usual = len(value) <= LONG_VALUE_BYTES_MIN and not (value and value[0] in _LENGTH_BYTES)
         envelope = _decode(value) if is_usual else _open_long_envelope(value)
     except msgspec.ValidationError as error:
-        raise Rejected("schema", str(error)) from None
+        raise MessageRejected("schema", str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Rejected("not_msgpack", str(error)) from None
+        raise MessageRejected("not_msgpack", str(error)) from None
     if not _replay_id(envelope.replay_id):
-        raise Rejected("schema", "replay_id is not 32 hexadecimal digits")
+        raise MessageRejected("schema", "replay_id is not 32 hexadecimal digits")
     envelope.replay_id = envelope.replay_id.lower()
     if (
         0 <= envelope.org_id <= INT64_MAX
@@ -95,7 +95,7 @@ def open_envelope(value: bytes) -> Envelope:
         and 0 <= envelope.retention_days <= UINT16_MAX
     ):
         return envelope
-    raise Rejected("schema", f"{_out_of_range(envelope)} is out of range")
+    raise MessageRejected("schema", f"{_out_of_range(envelope)} is out of range")
 
 
 def _out_of_range(envelope: Envelope) -> str:
@@ -113,13 +113,13 @@ def _out_of_range(envelope: Envelope) -> str:
 
 def _open_long_envelope(value: bytes) -> Envelope:
     """Like `open_envelope`, for a message that may have long values outside its three binary fields. Such
-    long values are not decoded. Raises Rejected and msgspec errors."""
+    long values are not decoded. Raises MessageRejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
-        raise Rejected("schema", f"more than {KEYS_MAX} keys")
+        raise MessageRejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)
     for name, text in (("type", long.type), ("replay_id", long.replay_id)):
         if memoryview(text).nbytes > NAME_BYTES_MAX:
-            raise Rejected("schema", f"{name} is too long")
+            raise MessageRejected("schema", f"{name} is too long")
     names = _decode_names(b"\x82\xa4type" + long.type + b"\xa9replay_id" + long.replay_id)
     return Envelope(**(msgspec.structs.asdict(long) | msgspec.structs.asdict(names)))
 

@@ -14,7 +14,7 @@ CUSTOM, META, INCREMENTAL = 5, 4, 3
 CANVAS_MUTATION = 9
 
 
-class Malformed(Exception):
+class MalformedEvent(Exception):
     """Raised if an event does not have the shape that its kind requires."""
 
 

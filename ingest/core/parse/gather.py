@@ -8,7 +8,7 @@ from typing import Any
 from ingest.core.model import Row
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget
-from ingest.core.parse.events import Malformed
+from ingest.core.parse.events import MalformedEvent
 from ingest.core.parse.rrweb import (
     HISTORY_SPANS,
     WEB_VITALS,
@@ -76,7 +76,7 @@ class GatheredRows:
         for index, event in scan:
             try:
                 found = meanings(event, budget)
-            except Malformed:
+            except MalformedEvent:
                 self._malformed += 1
                 budget.spend(_UNITS_PER_MALFORMED)
                 continue

@@ -26,7 +26,7 @@ from ingest.core.parse.events import (
     Canvas,
     Custom,
     Event,
-    Malformed,
+    MalformedEvent,
     Meta,
     Options,
     Span,
@@ -83,15 +83,15 @@ _integer = re.compile(rb"-?[0-9]+").fullmatch
 
 
 def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
-    """Returns the event; None if events of its kind are not used. Raises Malformed and msgspec errors if the event
-    has the wrong shape."""
+    """Returns the event; None if events of its kind are not used. Raises MalformedEvent and msgspec errors if the
+    event has the wrong shape."""
     view = memoryview(item)
     if view[0] != _BRACE:
-        raise Malformed("an event is an object")
+        raise MalformedEvent("an event is an object")
     budget.spend(_UNITS_PER_EVENT + _UNITS_PER_BYTE * view.nbytes)
     loose = _decode_event(item)
     if not _integer(memoryview(loose.type)[:NUMBER_BYTES_MAX]):
-        raise Malformed("the type of an event is a number")
+        raise MalformedEvent("the type of an event is a number")
     kind = number_of(loose.type)
     if kind == CUSTOM:
         data = data_of(loose.data, budget)
@@ -106,7 +106,7 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
     """Returns the data of a custom event, without the fields that have the wrong type; None for unknown tags.
 
-    Raises Malformed and msgspec errors.
+    Raises MalformedEvent and msgspec errors.
     """
     size_bytes = memoryview(raw).nbytes
     if size_bytes <= USUAL_BYTES_MAX:
@@ -134,7 +134,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
     if tag not in ("breadcrumb", "performanceSpan"):
         return None
     if payload is None:
-        raise Malformed("the payload of an event is not an object")
+        raise MalformedEvent("the payload of an event is not an object")
     if tag == "breadcrumb":
         return BreadcrumbData(picked_from(BreadcrumbPayload, payload))
     span = picked_from(SpanPayload, payload)

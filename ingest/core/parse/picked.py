@@ -1,8 +1,8 @@
 """Decodes a struct from a JSON object field by field, for objects of any size and shape.
 
-Fields stay JSON until their type is known, so that no value exceeds the limits: strings are truncated to SHORT_MAX
-characters and lists to LIST_MAX elements, and long inner objects are left out. Only the fields whose values do not
-have the expected type are lost.
+Fields stay JSON until their type is known, so that no value exceeds the limits: strings are truncated to
+SHORT_CHARACTERS_MAX characters and lists to LIST_MAX elements, and long inner objects are left out. Only the
+fields whose values do not have the expected type are lost.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ingest.core.parse.shapes import NULL, SHORT_MAX, Number, Short, Text
+from ingest.core.parse.shapes import NULL, SHORT_CHARACTERS_MAX, Number, Short, Text
 
 LIST_MAX = 256
 INNER_BYTES_MAX = 1024 * 1024
 NUMBER_BYTES_MAX = 64
 # The longest encoding of one character is a pair of escaped surrogates.
 ESCAPED_BYTES = 12
-TEXT_BYTES_MAX = SHORT_MAX * ESCAPED_BYTES
+TEXT_BYTES_MAX = SHORT_CHARACTERS_MAX * ESCAPED_BYTES
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
@@ -122,12 +122,12 @@ def number_of(raw: msgspec.Raw) -> float | None:
 
 
 def text_of(raw: msgspec.Raw) -> str | None:
-    """Decodes a string, truncated to SHORT_MAX characters. Returns None for any other JSON value."""
+    """Decodes a string, truncated to SHORT_CHARACTERS_MAX characters. Returns None for any other JSON value."""
     view = memoryview(raw)
     if view[0] != _QUOTE:
         return None
     text: str = _decode(raw) if view.nbytes <= TEXT_BYTES_MAX else _head(bytes(view[:TEXT_BYTES_MAX]))
-    return text[:SHORT_MAX]
+    return text[:SHORT_CHARACTERS_MAX]
 
 
 def _short(raw: msgspec.Raw) -> str | None:
@@ -136,7 +136,7 @@ def _short(raw: msgspec.Raw) -> str | None:
     view = memoryview(raw)
     if view[0] == _QUOTE:
         return text_of(raw)
-    if view[0] not in _NUMERIC or view.nbytes > SHORT_MAX:
+    if view[0] not in _NUMERIC or view.nbytes > SHORT_CHARACTERS_MAX:
         return None
     return str(_decode(raw))
 

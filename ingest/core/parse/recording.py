@@ -14,7 +14,7 @@ import msgspec
 from deflate import DeflateError, zlib_decompress
 from isal import igzip_lib, isal_zlib
 
-from ingest.core.parse.rules import Rejected
+from ingest.core.parse.rules import MessageRejected
 
 HEADER_BYTES_MAX = 64 * 1024
 HEADER_BYTES_TYPICAL = 128
@@ -32,14 +32,14 @@ _decode_header = msgspec.json.Decoder().decode
 
 
 def split(payload: memoryview) -> tuple[int, memoryview]:
-    """Returns (segment_id, body). Raises Rejected with the reason `no_header` or `bad_header`."""
+    """Returns (segment_id, body). Raises MessageRejected with the reason `no_header` or `bad_header`."""
     head = bytes(payload[:HEADER_BYTES_TYPICAL])
     end = head.find(b"\n")
     if end < 0:
         head = bytes(payload[:HEADER_BYTES_MAX])
         end = head.find(b"\n")
         if end < 0:
-            raise Rejected("no_header", f"no newline in the first {len(head)} bytes of the payload")
+            raise MessageRejected("no_header", f"no newline in the first {len(head)} bytes of the payload")
     usual = _usual_header(head, 0, end)
     return int(usual[1]) if usual else _segment_id(head[:end]), payload[end + 1 :]
 
@@ -49,12 +49,12 @@ def _segment_id(line: bytes) -> int:
     try:
         header = _decode_header(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected("bad_header", str(error)) from None
+        raise MessageRejected("bad_header", str(error)) from None
     segment_id = header.get("segment_id") if isinstance(header, dict) else None
     if isinstance(segment_id, float) and segment_id.is_integer():
         segment_id = int(segment_id)
     if type(segment_id) is not int or not 0 <= segment_id <= SEGMENT_ID_MAX:
-        raise Rejected("bad_header", "segment_id is not an integer of 0 or more")
+        raise MessageRejected("bad_header", "segment_id is not an integer of 0 or more")
     return segment_id
 
 
@@ -64,14 +64,14 @@ def is_plain(body: memoryview) -> bool:
 
 
 def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
-    """Returns the JSON array. Raises Rejected with the reason `body_not_zlib`, `body_truncated` or
+    """Returns the JSON array. Raises MessageRejected with the reason `body_not_zlib`, `body_truncated` or
     `body_too_large`.
 
     Bytes after a complete stream are ignored.
     """
     if is_plain(body):
         if len(body) > bytes_max:
-            raise Rejected("body_too_large", f"more than {bytes_max} bytes")
+            raise MessageRejected("body_too_large", f"more than {bytes_max} bytes")
         return bytes(body)
     size = len(body)
     if size <= SINGLE_PASS_BYTES_MAX:
@@ -87,13 +87,13 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
     try:
         raw: bytes = stream.decompress(body, bytes_max + 1)
     except IsalError as error:
-        raise Rejected("body_not_zlib", str(error)) from None
+        raise MessageRejected("body_not_zlib", str(error)) from None
     if len(raw) > bytes_max:
-        raise Rejected("body_too_large", f"inflates to more than {bytes_max} bytes")
+        raise MessageRejected("body_too_large", f"inflates to more than {bytes_max} bytes")
     if not stream.eof:
         if not body:
-            raise Rejected("body_not_zlib", "the body is empty")
-        raise Rejected("body_truncated", f"the stream ends after {len(raw)} bytes of JSON")
+            raise MessageRejected("body_not_zlib", "the body is empty")
+        raise MessageRejected("body_truncated", f"the stream ends after {len(raw)} bytes of JSON")
     return raw
 
 

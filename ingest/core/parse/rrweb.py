@@ -22,7 +22,7 @@ from ingest.core.parse.events import (
     Custom,
     Event,
     Heap,
-    Malformed,
+    MalformedEvent,
     Meta,
     Options,
     Span,
@@ -32,7 +32,7 @@ from ingest.core.parse.events import (
 from ingest.core.parse.shapes import NULL
 from ingest.core.parse.values import built, fields
 
-__all__ = ["Click", "Fact", "Malformed", "Meaning", "Size", "Tap", "meanings"]
+__all__ = ["Click", "Fact", "MalformedEvent", "Meaning", "Size", "Tap", "meanings"]
 
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
@@ -254,7 +254,8 @@ _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def meanings(event: Event, budget: Budget) -> Meanings:
-    """Returns the rows of this event; none for kinds that are not extracted. Raises Malformed and BudgetSpent."""
+    """Returns the rows of this event; none for kinds that are not extracted. Raises MalformedEvent and
+    BudgetSpent."""
     if isinstance(event, Custom):
         data = event.data
         if isinstance(data, Span):
@@ -269,7 +270,7 @@ def meanings(event: Event, budget: Budget) -> Meanings:
                 return (Fact("sdk_options", _event_seconds(event), attributes, "segment"),)
             found = fields(data.payload, budget, VIDEO_KEYS)
         except _WRONG_SHAPE as error:
-            raise Malformed(str(error)) from None
+            raise MalformedEvent(str(error)) from None
         return (Fact("mobile_event", _event_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
     if isinstance(event, Meta):
         page = event.data
@@ -334,17 +335,18 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
     """
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:
-        raise Malformed(f"{name} is not a number")
+        raise MalformedEvent(f"{name} is not a number")
     held: float | None = _scalar(value)
     return held
 
 
 def _click_row(payload: BreadcrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
-    """Returns the click or, if the click's node id is negative, a fact that reports this id. Raises Malformed."""
+    """Returns the click or, if the click's node id is negative, a fact that reports this id. Raises
+    MalformedEvent."""
     node = _dict(data.get("node"))
     node_id = node.get("id")
     if type(node_id) is not int or node_id > UINT32_MAX:
-        raise Malformed("the node of a click has no id")
+        raise MalformedEvent("the node of a click has no id")
     timestamp = _identifying_seconds(payload)
     if node_id < 0:
         return Fact("negative-click-node-id", timestamp, {"node_id": max(node_id, -(2**63))})
@@ -460,7 +462,7 @@ def _object_or_empty(payload: BreadcrumbPayload, budget: Budget, names: tuple[st
     categories in which data of any type is valid."""
     try:
         return fields(payload.data, budget, names)
-    except Malformed:
+    except MalformedEvent:
         return {}
 
 
@@ -508,7 +510,7 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
             return ()
         make = _asset
     if data is WRONG_DATA:
-        raise Malformed("the data of a span is not an object")
+        raise MalformedEvent("the data of a span is not an object")
     return make(payload, data or NO_DATA, seconds, duration)
 
 
@@ -566,7 +568,7 @@ def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) ->
     """Older SDKs wrote the three numbers directly into the data."""
     heap = data.memory or Heap(data.jsHeapSizeLimit, data.totalJSHeapSize, data.usedJSHeapSize)
     if heap == NO_HEAP:
-        raise Malformed("a memory span without a number")
+        raise MalformedEvent("a memory span without a number")
     return (Fact("memory", seconds, heap),)
 
 
@@ -599,7 +601,7 @@ def _size(value: Any) -> int | None:
 
 def _dict(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Malformed("an object was expected")
+        raise MalformedEvent("an object was expected")
     return value
 
 
@@ -628,10 +630,10 @@ def _seconds(payload_time: float | None, event: Custom) -> float:
 
 def _identifying_seconds(payload: BreadcrumbPayload) -> float:
     """Returns the timestamp of a click or tap in Unix seconds; it is part of the identity of the click or tap.
-    Raises Malformed if it is missing."""
+    Raises MalformedEvent if it is missing."""
     time = payload.timestamp
     if time is None:
-        raise Malformed("a click or tap without a timestamp, which is part of its identity")
+        raise MalformedEvent("a click or tap without a timestamp, which is part of its identity")
     return time / 1000 if time > MILLISECONDS_MIN else time
 
 

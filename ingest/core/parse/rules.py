@@ -26,7 +26,7 @@ class ParseRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Usual:
+class UsualLimits:
     """Limits for parsing in the reader process: decompressed bytes, and the parse budget in cost units."""
 
     inflated_bytes_max: int = 8 * MiB
@@ -67,7 +67,7 @@ WARNINGS: Mapping[str, str] = {
 }
 
 
-class Rejected(Exception):
+class MessageRejected(Exception):
     """Raised if a message cannot be parsed. `reason` is a key of REASONS; the error text is for operators."""
 
     def __init__(self, reason: str, error: str) -> None:

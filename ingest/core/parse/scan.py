@@ -28,7 +28,7 @@ from ingest.core.parse.events import (
     Canvas,
     Custom,
     Event,
-    Malformed,
+    MalformedEvent,
     Meta,
 )
 from ingest.core.parse.picked import number_of
@@ -308,7 +308,7 @@ class Scan:
             if isinstance(lean, _LeanMetaEvent):
                 return Meta(odd.viewport_of(lean.data, self._budget), number_of(lean.timestamp))
             data = odd.data_of(lean.data, self._budget)
-        except (msgspec.MsgspecError, UnicodeDecodeError, Malformed):
+        except (msgspec.MsgspecError, UnicodeDecodeError, MalformedEvent):
             self._count_malformed()
             return None
         return None if data is None else Custom(data, number_of(lean.timestamp))
@@ -319,7 +319,7 @@ class Scan:
             return self._odd_or_repaired_event(item)
         except RecursionError:
             self.too_deep += 1
-        except (msgspec.ValidationError, UnicodeDecodeError, Malformed):
+        except (msgspec.ValidationError, UnicodeDecodeError, MalformedEvent):
             self._count_malformed()
         except msgspec.DecodeError:
             if not _not_a_number(item):

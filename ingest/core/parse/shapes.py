@@ -19,8 +19,8 @@ Text = str | None
 # Size of a request or response body, which browsers send as a number or a string.
 SizeValue = _Integer | _Float | bool | str | None
 # Strings of bounded length, for columns.
-SHORT_MAX = 2048
-Short = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)] | None
+SHORT_CHARACTERS_MAX = 2048
+Short = Annotated[str, msgspec.Meta(max_length=SHORT_CHARACTERS_MAX)] | None
 
 NULL = msgspec.Raw(b"null")
 """Placeholder for an absent field."""

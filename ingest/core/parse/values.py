@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.budget import Budget
-from ingest.core.parse.events import Malformed
+from ingest.core.parse.events import MalformedEvent
 from ingest.core.parse.picked import scalar_of
 
 # Up to this size, values need not be counted.
@@ -28,19 +28,19 @@ _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(d
 
 
 def built(text: msgspec.Raw, budget: Budget) -> Any:
-    """Returns the whole value. Raises Malformed if the value is too large, BudgetSpent if the budget is used up,
-    and msgspec errors."""
+    """Returns the whole value. Raises MalformedEvent if the value is too large, BudgetSpent if the budget is used
+    up, and msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
         budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
         return _decode(text)
     if size_bytes > DOCUMENT_BYTES_MAX:
-        raise Malformed("the data of an event is too long")
+        raise MalformedEvent("the data of an event is too long")
     budget.spend(_UNITS_PER_BYTE * size_bytes)
     document = bytes(text)
     values_max = document.count(b",") + document.count(b"[") + document.count(b"{") + 1
     if values_max > VALUES_MAX:
-        raise Malformed("the data of an event has too many values")
+        raise MalformedEvent("the data of an event has too many values")
     budget.spend(_UNITS_PER_VALUE * values_max)
     return _decode(text)
 
@@ -49,8 +49,8 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
     """Returns fields of an object: at least the fields in `names` or, if `names` is a number, at least that many
     of the first fields.
 
-    In a long object, strings are truncated and nested values are None. Raises Malformed if the value is not an
-    object or has too many fields, BudgetSpent if the budget is used up, and msgspec errors.
+    In a long object, strings are truncated and nested values are None. Raises MalformedEvent if the value is not
+    an object or has too many fields, BudgetSpent if the budget is used up, and msgspec errors.
     """
     size_bytes = memoryview(text).nbytes
     if size_bytes > SMALL_BYTES:
@@ -58,7 +58,7 @@ def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> d
     budget.spend(_UNITS_PER_SMALL + _UNITS_PER_SMALL_BYTE * size_bytes)
     found = _decode(text)
     if not isinstance(found, dict):
-        raise Malformed("an object was expected")
+        raise MalformedEvent("an object was expected")
     return found
 
 
@@ -68,12 +68,12 @@ def _fields_of_long_value(
     budget.spend(_UNITS_PER_FLAT_BYTE * size_bytes)
     fields_max = bytes(text).count(b":")
     if fields_max > VALUES_MAX:
-        raise Malformed("the data of an event has too many fields")
+        raise MalformedEvent("the data of an event has too many fields")
     budget.spend(_UNITS_PER_FIELD * fields_max)
     try:
         found = _decode_fields(text)
     except msgspec.ValidationError:
-        raise Malformed("an object was expected") from None
+        raise MalformedEvent("an object was expected") from None
     if isinstance(names, int):
         return {name: scalar_of(value) for name, value in islice(found.items(), names)}
     return {name: scalar_of(found[name]) for name in names if name in found}

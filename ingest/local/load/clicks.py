@@ -19,7 +19,7 @@ DEAD_CLICK_TAGS = frozenset({"a", "button", "input"})
 
 
 @dataclass(slots=True)
-class Pending:
+class PendingClick:
     """A slow click that the SDK will report later."""
 
     due_ms: int
@@ -34,7 +34,7 @@ class Clicks:
     def __init__(self, rng: random.Random, replay_id: str) -> None:
         self._rng = rng
         self._replay_id = replay_id
-        self._pending: list[Pending] = []
+        self._pending: list[PendingClick] = []
 
     def click(self, segment: Segment, ms: int, target: Target) -> Click:
         """Adds a click as rrweb and the SDK report it: the mouse moves to the target, followed by down, up and
@@ -103,7 +103,7 @@ class Clicks:
         flags = {"dead": (1, 0), "rage": (1, 1), "slow": (0, 0)}[kind]
         later = msgspec.structs.replace(click, dead=flags[0], rage=flags[1])
         event = {"type": 5, "data": {"tag": "breadcrumb", "payload": payload}}
-        self._pending.append(Pending(at + waited, event, later, kind))
+        self._pending.append(PendingClick(at + waited, event, later, kind))
 
     def report(self, segment: Segment) -> None:
         """Adds the reports of slow clicks that are due."""

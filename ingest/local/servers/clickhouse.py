@@ -35,7 +35,7 @@ from ingest.local.servers.processes import HOST, Children, private_folder
 from tasks.units import MiB
 
 REQUEST_BYTES_MAX = 256 * MiB
-QUERIES_AT_ONCE = 4
+CONCURRENT_QUERIES_MAX = 4
 QUERY_MEMORY_BYTES_MAX = 2048 * MiB
 REQUEST_SECONDS_MAX = 300
 PASSWORD_VARIABLE = "REPLAYS_LOCAL_CLICKHOUSE_PASSWORD"
@@ -180,7 +180,7 @@ def quoted(text: str) -> str:
 class Engine:
     """The engine with its open data directory.
 
-    `run` is thread-safe and runs at most QUERIES_AT_ONCE queries concurrently.
+    `run` is thread-safe and runs at most CONCURRENT_QUERIES_MAX queries concurrently.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -190,7 +190,7 @@ class Engine:
         self._chdb, self._directory = chdb, str(directory)
         # This connection keeps the engine open while no request runs.
         self._anchor = self._connect()
-        self._slots = threading.BoundedSemaphore(QUERIES_AT_ONCE)
+        self._slots = threading.BoundedSemaphore(CONCURRENT_QUERIES_MAX)
         self.timezone = self._scalar("SELECT timezone()")
         self.version = self._scalar("SELECT version()")
         # This directory contains the data of INSERTs in progress. Files that a killed server has left there are

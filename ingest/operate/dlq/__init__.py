@@ -8,13 +8,13 @@ replay.py      replays letters and marks them as replayed
 
 from ingest.operate.dlq.erased import ERASED, current_erasures, is_erased, shown
 from ingest.operate.dlq.letters import DeadLettersUnavailable, Letter, Selection, letters, letters_containing
-from ingest.operate.dlq.replay import Replayed, replay
+from ingest.operate.dlq.replay import ReplaySummary, replay
 
 __all__ = [
     "ERASED",
     "DeadLettersUnavailable",
     "Letter",
-    "Replayed",
+    "ReplaySummary",
     "Selection",
     "current_erasures",
     "is_erased",

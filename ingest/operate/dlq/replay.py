@@ -27,7 +27,7 @@ from tasks.wire import Item
 
 
 @dataclass(slots=True)
-class Replayed:
+class ReplaySummary:
     """Result of a replay. `failed` has (letter id, error) for each letter that failed."""
 
     produced: int = 0
@@ -52,7 +52,7 @@ def replay(
     dry_run: bool = False,
     unverified: bool = False,
     done: Callable[[Letter, str], None] = lambda letter, outcome: None,
-) -> Replayed:
+) -> ReplaySummary:
     """Replays every selected letter, at most `per_second_max` per second, and marks it; `done` receives each
     outcome.
 
@@ -60,7 +60,7 @@ def replay(
     written as stored in its letter; if the letter has no valid seal, this also requires `unverified`. Raises
     DeadLettersUnavailable if letters cannot be read; errors for individual letters are reported in the result.
     """
-    summary = Replayed()
+    summary = ReplaySummary()
     sent: set[tuple[object, ...]] = set()
     sender = _Sender(settings, unverified=unverified)
     next_at = time.monotonic()
@@ -79,7 +79,9 @@ def replay(
     return summary
 
 
-def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
+def _replay_one(
+    sender: _Sender, letter: Letter, summary: ReplaySummary, *, repeat: bool, dry_run: bool
+) -> str | None:
     """Returns the outcome, or None if the replay failed; the summary records the failure."""
     try:
         item = None if repeat else sender.item_to_write(letter)

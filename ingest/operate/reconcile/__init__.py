@@ -17,10 +17,10 @@ A repair writes only missing items, through the sinks' own `write`, and checks a
 have identities, so a repair that overlaps with the reader's work is harmless.
 """
 
-from ingest.operate.reconcile.account import Account, Missing, ReconcileFailed, Tally
+from ingest.operate.reconcile.account import Account, MissingItem, ReconcileFailed, Tally
 from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.render import render
 from ingest.operate.reconcile.run import run
 from ingest.operate.reconcile.topic import Scope, Span
 
-__all__ = ["Account", "Missing", "Problem", "ReconcileFailed", "Scope", "Span", "Tally", "render", "run"]
+__all__ = ["Account", "MissingItem", "Problem", "ReconcileFailed", "Scope", "Span", "Tally", "render", "run"]

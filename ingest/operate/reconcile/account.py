@@ -17,7 +17,7 @@ class ReconcileFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class MissingItem:
     """One missing or different item, with the position of its message."""
 
     sink: str
@@ -74,8 +74,8 @@ class Account:
     erased: int = 0
     expired: int = 0
     sinks: dict[str, Tally] = field(default_factory=dict)
-    examples: list[Missing] = field(default_factory=list)
-    unrepaired: list[Missing] = field(default_factory=list)
+    examples: list[MissingItem] = field(default_factory=list)
+    unrepaired: list[MissingItem] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0

@@ -33,7 +33,7 @@ DEAD_LETTERS_MAX = 1_000_000
 DAY_SECONDS = 86_400
 
 
-class GivenUp:
+class DeadLetterOrigins:
     """The origins of dead letters in these spans: positions of messages, and refused items by sink, name and
     project.
 
@@ -86,7 +86,7 @@ class ExpectedItems:
         self._account = account
         self._rules = rules_of(settings)
         self._gate = TenantGate()
-        self.given_up = GivenUp(settings, account.spans)
+        self.given_up = DeadLetterOrigins(settings, account.spans)
         in_force = {key: entry.value for key, entry in load(settings).entries.items() if entry.value is not None}
         rules = TenantRules(rules_of_decisions(in_force).killed)  # messages dropped by a limit are not recorded
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)

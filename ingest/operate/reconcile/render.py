@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Group
 from rich.table import Table
 
-from ingest.operate.reconcile.account import Account, Missing
+from ingest.operate.reconcile.account import Account, MissingItem
 
 SHOWN_MAX = 20
 
@@ -32,7 +32,7 @@ def render(account: Account) -> Group:
     return Group(*summary, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
 
 
-def _lines(missing: Sequence[Missing], prefix: str) -> Iterator[str]:
+def _lines(missing: Sequence[MissingItem], prefix: str) -> Iterator[str]:
     """Yields lines for the first SHOWN_MAX items of each sink."""
     shown: Counter[str] = Counter()
     for entry in missing:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from redis.exceptions import RedisError
 
 from ingest.operate.dlq import DeadLettersUnavailable
-from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, Missing, ReconcileFailed, Tally
+from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, MissingItem, ReconcileFailed, Tally
 from ingest.operate.reconcile.expected import Chunk, ExpectedItems, offset_of
 from ingest.operate.reconcile.presence import PRESENCES, Presence
 from ingest.operate.reconcile.problem import Problem
@@ -165,16 +165,16 @@ class _Sinks:
             self._repair.close()
 
 
-def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, Problem]) -> Iterable[Missing]:
+def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, Problem]) -> Iterable[MissingItem]:
     for position, problem in sorted(absent.items()):
         item = items[position]
         offset = offset_of(item)
-        yield Missing(
+        yield MissingItem(
             sink, name_of(item), problem, chunk.batch.source.partition, offset, chunk.segments.get(offset, "")
         )
 
 
-def _add(examples: list[Missing], found: Iterable[Missing], counted: int) -> None:
+def _add(examples: list[MissingItem], found: Iterable[MissingItem], counted: int) -> None:
     """Adds at most EXAMPLES_MAX items per sink to `examples`. `counted`: number of missing items of this sink,
     including `found`.
     """

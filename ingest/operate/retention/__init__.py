@@ -9,6 +9,6 @@
 `bucket.py` and `rows.py` yield sorted streams, so memory use does not grow with the size of the bucket.
 """
 
-from ingest.operate.retention.audit import Audit, AuditFailed, Kept, Kind, audit, render
+from ingest.operate.retention.audit import Audit, AuditFailed, Kind, RetentionFinding, audit, render
 
-__all__ = ["Audit", "AuditFailed", "Kept", "Kind", "audit", "render"]
+__all__ = ["Audit", "AuditFailed", "Kind", "RetentionFinding", "audit", "render"]

@@ -47,7 +47,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RetentionFinding:
     """One finding. `overdue_days`: for an expired object, days since its retention ended. `segments`: for a
     missing object, the number of rows that refer to it."""
 
@@ -75,7 +75,7 @@ class Audit:
     rows: int = 0
     rows_without_object: int = 0
     unknown: int = 0
-    examples: list[Kept] = field(default_factory=list)
+    examples: list[RetentionFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -98,7 +98,7 @@ def audit(
     with contextlib.ExitStack() as closing:
         with _converting_errors("cloud storage", google_errors.classify):
             bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
-        missing = Missing(found, _rows(settings, now, found, closing), bucket.missing)
+        missing = MissingObjects(found, _rows(settings, now, found, closing), bucket.missing)
         last = ""
         for stored in _with_converted_errors("cloud storage", google_errors.classify, bucket.objects()):
             if stored.name < last:
@@ -130,7 +130,7 @@ def _count(found: Audit, stored: StoredObject, now: float) -> None:
         found.expired += 1
         found.expired_bytes += stored.size_bytes
         if found.expired <= EXAMPLES_MAX:
-            found.examples.append(Kept(Kind.EXPIRED, stored.name, overdue_days=round(overdue_days, 1)))
+            found.examples.append(RetentionFinding(Kind.EXPIRED, stored.name, overdue_days=round(overdue_days, 1)))
 
 
 class _Lookahead(Generic[T]):
@@ -165,7 +165,7 @@ class ReferencedNames:
     packed: Iterator[tuple[str, int]]
 
 
-class Missing:
+class MissingObjects:
     """Merges the listing with the names from ClickHouse and counts the names that are not in the bucket.
 
     `missing` looks up the given names in the bucket and returns those for which the bucket has no object.
@@ -217,7 +217,9 @@ class Missing:
             self._found.rows_without_object += self._suspects[name]
             self._named += 1
             if self._named <= EXAMPLES_MAX:
-                self._found.examples.append(Kept(Kind.ROW_WITHOUT_OBJECT, name, segments=self._suspects[name]))
+                self._found.examples.append(
+                    RetentionFinding(Kind.ROW_WITHOUT_OBJECT, name, segments=self._suspects[name])
+                )
         self._suspects.clear()
 
 

@@ -53,7 +53,7 @@ class RowDifference:
 
 
 @dataclass(slots=True)
-class Compared:
+class ContentsComparison:
     """The result of comparing some rows."""
 
     compared: int
@@ -70,12 +70,12 @@ class StoredRows:
         except Exception as error:
             raise clickhouse_errors.classify(error).error() from error
 
-    def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
+    def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> ContentsComparison:
         """Compares rows of messages of one partition. With `unexpected`, also finds other stored rows of these
         messages; `items` must then contain all rows of the messages. Skips rows that the tables' TTL may have
         deleted.
         """
-        found = Compared(0, 0, [])
+        found = ContentsComparison(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}
         for position, item in enumerate(items):
             if item.table in CONDITIONS:
@@ -133,7 +133,7 @@ class StoredRows:
 class _Comparison:
     """Compares some rows of one table."""
 
-    def __init__(self, rows: Any, table: str, items: dict[int, Row], found: Compared) -> None:
+    def __init__(self, rows: Any, table: str, items: dict[int, Row], found: ContentsComparison) -> None:
         self._rows, self._table, self._found = rows, table, found
         encoded = {position: decoded(item) for position, item in items.items()}
         self._items = {

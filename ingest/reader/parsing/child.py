@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingest.core.parse import ParseRules, Usual
+from ingest.core.parse import ParseRules, UsualLimits
 from ingest.reader.parsing.link import EXIT_OUT_OF_MEMORY, Hello, Parser, receive_frame, send_frame
 
 
@@ -32,7 +32,7 @@ def main(socket_fd: int, *arena_fds: int) -> None:
     link = socket.socket(fileno=socket_fd)
     try:
         hello = msgspec.msgpack.decode(receive_frame(link), type=Hello)
-        parser = Parser(ParseRules(**hello.rules), arena_fds, Usual(**hello.usual) if hello.usual else None)
+        parser = Parser(ParseRules(**hello.rules), arena_fds, UsualLimits(**hello.usual) if hello.usual else None)
         limit_memory(hello.memory_bytes_max)
         while True:
             frame = receive_frame(link)

@@ -19,10 +19,10 @@ import structlog
 
 from ingest.core import events as on
 from ingest.core.model import Drop, DropReason, Message, Outcome, Reject, TopicPartition
-from ingest.core.parse import ParseRules, Usual, parse, parse_usual
+from ingest.core.parse import ParseRules, UsualLimits, parse, parse_usual_message
 from ingest.core.parse.envelope import identity_of, project_of
 from ingest.reader.parsing.link import EXIT_OUT_OF_MEMORY, Arena, Hello, ask, receive_outcomes, send_frame
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 from ingest.reader.tenant_gate import TenantGate
 from tasks.units import MiB
 
@@ -54,7 +54,7 @@ class InlineParser:
         rules: ParseRules,
         gate: TenantGate,
         clock: Clock,
-        usual: Usual | None = None,
+        usual: UsualLimits | None = None,
         is_suspect: IsSuspect = lambda source: False,
     ) -> None:
         self._rules = rules
@@ -63,7 +63,7 @@ class InlineParser:
         self._usual = usual
         self._is_suspect = is_suspect
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | UnusualMessage]:
         """Yields one result per message, in order. Takes a message only after the caller has taken the result of
         the previous message."""
         for message in messages:
@@ -73,7 +73,7 @@ class InlineParser:
     def _parse(self, message: Message) -> Outcome | None:
         if self._usual is None:
             return parse(message, self._rules)
-        return None if self._is_suspect(message.source) else parse_usual(message, self._rules, self._usual)
+        return None if self._is_suspect(message.source) else parse_usual_message(message, self._rules, self._usual)
 
     def close(self) -> None:
         """Does nothing."""
@@ -109,7 +109,7 @@ class ProcessParser:
         *,
         memory_bytes_max: int | None = None,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
-        usual: Usual | None = None,
+        usual: UsualLimits | None = None,
         is_suspect: IsSuspect = lambda source: False,
     ) -> None:
         assert processes > 0
@@ -129,7 +129,7 @@ class ProcessParser:
         """Ids of the current children."""
         return [child.process_id for child in self._children]
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | UnusualMessage]:
         """Yields one result per message, in order. Takes enough messages at a time to keep all children busy: one
         request per child in addition to the one whose results the caller takes.
 
@@ -175,7 +175,7 @@ class ProcessParser:
                 child.send([messages[index] for index in share])
         return _Round(messages, outcomes, shares)
 
-    def _received(self, sent: _Round) -> Iterable[on.MessageParsed | Unusual]:
+    def _received(self, sent: _Round) -> Iterable[on.MessageParsed | UnusualMessage]:
         """Yields the results for these messages from all children, with a time limit for each child."""
         for child, share in zip(self._children, sent.shares, strict=True):
             if share:
@@ -222,10 +222,10 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
     return Drop(reason, project_id) if reason else None
 
 
-def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
+def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | UnusualMessage:
     """Returns the result for the loop: the outcome or, if there is none, the message marked as unusual."""
     if outcome is None:
-        return Unusual(message)
+        return UnusualMessage(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.model import Blob, Message, Outcome, Reject, Segment, TopicPartition
-from ingest.core.parse import ParseRules, Usual, parse, parse_usual
+from ingest.core.parse import ParseRules, UsualLimits, parse, parse_usual_message
 from tasks.units import MiB
 
 ARENA_BYTES_MIN = 1 * MiB
@@ -178,7 +178,7 @@ def _restored(answer: Answer, message: Message) -> Outcome | None:
 class Parser:
     """Answers requests, parsing values in place."""
 
-    def __init__(self, rules: ParseRules, arena_fds: Sequence[int], usual: Usual | None = None) -> None:
+    def __init__(self, rules: ParseRules, arena_fds: Sequence[int], usual: UsualLimits | None = None) -> None:
         self._rules = rules
         self._usual = usual
         self._fds = arena_fds
@@ -196,7 +196,9 @@ class Parser:
     def _parsed(self, item: Item, arena: mmap.mmap) -> Answer:
         value: Any = memoryview(arena)[item.start : item.stop]
         message = Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms)
-        outcome = parse_usual(message, self._rules, self._usual) if self._usual else parse(message, self._rules)
+        outcome = (
+            parse_usual_message(message, self._rules, self._usual) if self._usual else parse(message, self._rules)
+        )
         if outcome is None:
             return Answer(None, None)
         if isinstance(outcome, Reject):

@@ -197,7 +197,7 @@ class BlobBeforeRows:
                 raise Violation("blob_before_rows", f"{sink} receives {item} before its blob")
 
 
-class NothingTwice:
+class NoDuplicates:
     """After deduplication, nothing is stored twice, and nothing is stored that was not sent.
 
     Sinks keep one copy per identity, so a second copy can exist only under an identity that no message has.
@@ -271,7 +271,7 @@ class CommitsAreMonotonic:
             self._refused_at[key] = now
 
 
-class Bounded:
+class UsageIsBounded:
     """Running chords, held batches, held bytes and pending ranges exceed their limits by at most one poll.
 
     The held bytes may also exceed their limit by one batch, because a reader completes a range that its
@@ -323,7 +323,7 @@ class Bounded:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
 
-class RecordedFirst:
+class EndIsRecordedFirst:
     """The end of a batch is stored before its first chord starts, unless storing it has timed out.
 
     See docs/decisions/014-same-cut.md.
@@ -511,10 +511,10 @@ class Checkers:
     def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, trace: Trace) -> None:
         self.durability = Durability(broker, sinks, trace)
         self._blob_first = BlobBeforeRows(broker, sinks)
-        self._twice = NothingTwice(broker, sinks)
+        self._twice = NoDuplicates(broker, sinks)
         self._rise = CommitsAreMonotonic()
-        self._bounded = Bounded(shape)
-        self._recorded = RecordedFirst()
+        self._bounded = UsageIsBounded(shape)
+        self._recorded = EndIsRecordedFirst()
         self._same_cut = SameCut(broker, trace)
         self.owned = OwnedInTime(broker)
         self.parked = ParkedStatusIsAccurate(trace)

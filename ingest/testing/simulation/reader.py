@@ -31,7 +31,7 @@ from ingest.core.model import (
 )
 from ingest.core.ownership import GroupView, Ownership
 from ingest.core.pipeline import Pipeline
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 from ingest.reader.runtime import Runtime
 from ingest.testing.simulation.celery import Chord, Fleet
 from ingest.testing.simulation.clock import Timeline
@@ -46,7 +46,7 @@ STEP_SECONDS = 0.2
 UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
 RECREATED_SECONDS_MAX = 2.0
-POISONED = "poison"
+POISON_PREFIX = "poison"
 PROJECTS = 5
 UNUSUAL_MESSAGE_INTERVAL = 9
 
@@ -76,12 +76,14 @@ class Parser:
         self._bad = bad
         self._sheds = sheds
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | UnusualMessage]:
         """Yields one result per message. Every UNUSUAL_MESSAGE_INTERVAL-th message counts as slow and is
-        yielded as Unusual, to be parsed later.
+        yielded as UnusualMessage, to be parsed later.
         """
         for message in messages:
-            yield Unusual(message) if message.offset % UNUSUAL_MESSAGE_INTERVAL == 0 else self.parsed(message)
+            yield (
+                UnusualMessage(message) if message.offset % UNUSUAL_MESSAGE_INTERVAL == 0 else self.parsed(message)
+            )
 
     def parsed(self, message: Message) -> on.MessageParsed:
         """Returns the parse result of this message."""
@@ -138,7 +140,7 @@ def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
     partition = batch.source.partition
 
     def item(sink: str, identity: str, offset: int) -> Item:
-        return Item(identity, partition, offset, f"{POISONED}-{sink}" in identity, seen.received)
+        return Item(identity, partition, offset, f"{POISON_PREFIX}-{sink}" in identity, seen.received)
 
     tasks: dict[str, list[Item]] = {}
     for seen in batch.segments:

@@ -27,7 +27,14 @@ from ingest.testing.simulation.kafka import (
     SimulatedSource,
 )
 from ingest.testing.simulation.marks import Marks
-from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, messages_of, with_ratio_off
+from ingest.testing.simulation.reader import (
+    POISON_PREFIX,
+    STEP_SECONDS,
+    Parser,
+    Reader,
+    messages_of,
+    with_ratio_off,
+)
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Sinks
@@ -129,7 +136,7 @@ class World:
         for n in range(self.shape.messages):
             kind = self._kind(random, storm=storm and n > self.shape.messages * 0.6)
             poison = random.choice(SINKS) if random.random() < 0.02 else ""
-            identity = f"{POISONED}-{poison}-{n}" if poison and kind is Kind.SEGMENT else str(n)
+            identity = f"{POISON_PREFIX}-{poison}-{n}" if poison and kind is Kind.SEGMENT else str(n)
             if last and kind is Kind.SEGMENT and random.random() < 0.05:
                 identity = last  # the SDK sent it twice
             if kind is Kind.SEGMENT:

@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 
 from ingest.core.parse.recording import inflate, is_plain, split
-from ingest.core.parse.rules import Rejected
+from ingest.core.parse.rules import MessageRejected
 from ingest.trial.endpoint.refusals import Reason, Refused
 from tasks.units import MiB
 
@@ -36,7 +36,7 @@ def recording(item: memoryview) -> Recording:
                 Reason.RECORDING_TOO_LARGE, f"the compressed recording exceeds {COMPRESSED_BYTES_MAX} bytes"
             )
         raw = inflate(body, INFLATED_BYTES_MAX)
-    except Rejected as error:
+    except MessageRejected as error:
         if error.reason == "body_too_large":
             text = f"the recording has more than {INFLATED_BYTES_MAX} bytes of JSON"
             raise Refused(Reason.RECORDING_TOO_LARGE, text) from None

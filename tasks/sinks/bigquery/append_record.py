@@ -67,7 +67,7 @@ def ranges(positions: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-class Unrecorded:
+class DiscardedRecord:
     """The record of a write outside a flush task (replay of dead letters, repair). It is discarded after the
     write."""
 

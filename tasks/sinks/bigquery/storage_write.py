@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from tasks.settings import Settings
 from tasks.sinks.base import Report, TaskRecord
 from tasks.sinks.bigquery.append_answers import Judgment, Verdict, judge, judge_error
-from tasks.sinks.bigquery.append_record import Append, Unrecorded, decode, encode, ranges
+from tasks.sinks.bigquery.append_record import Append, DiscardedRecord, decode, encode, ranges
 from tasks.sinks.bigquery.row_encoding import RowEncoder
 from tasks.sinks.bigquery.rows_to_send import Positions, RowsToSend, rows_to_send
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, TABLES, BigQuerySink
@@ -59,7 +59,7 @@ class StorageWriteSink:
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Same as `write_recorded`, but without a record: if a response is lost, rows may be stored twice."""
-        self.write_recorded(items, range(len(items)), Unrecorded(), deadline_seconds)
+        self.write_recorded(items, range(len(items)), DiscardedRecord(), deadline_seconds)
 
     def write_recorded(
         self, items: Sequence[Row], positions: Sequence[int], record: TaskRecord, deadline_seconds: float

@@ -69,7 +69,7 @@ SERVER = _names(
 
 # Codes that only consumers, transactional producers, admin clients or brokers receive, not our producer. If our
 # producer receives one anyway, it counts as a server error.
-NOT_OURS = _names(
+OTHER_CLIENTS = _names(
     """
     CONCURRENT_TRANSACTIONS DUPLICATE_RESOURCE DUPLICATE_VOTER ELECTION_NOT_NEEDED ELIGIBLE_LEADERS_NOT_AVAILABLE
     FEATURE_UPDATE_FAILED FENCED_INSTANCE_ID FENCED_MEMBER_EPOCH FENCED_STATE_EPOCH FETCH_SESSION_ID_NOT_FOUND
@@ -98,7 +98,7 @@ BLAME_BY_NAME: dict[str, Blame] = {
     **dict.fromkeys(TABLE, Blame.TABLE),
     **dict.fromkeys(REQUEST, Blame.REQUEST),
     **dict.fromkeys(NETWORK, Blame.NETWORK),
-    **dict.fromkeys(SERVER | NOT_OURS, Blame.SERVER),
+    **dict.fromkeys(SERVER | OTHER_CLIENTS, Blame.SERVER),
 }
 
 

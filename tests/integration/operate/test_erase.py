@@ -37,7 +37,7 @@ from tasks.sinks import build
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.wire import DeadLetter, SinkName
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 from tests.kit.store import Key, Store, batch_of, write
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
@@ -329,9 +329,9 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
     The emulators keep neither old generations nor deleted objects.
     """
     name, others = "30/packed/b/0-d", "30/packed/b/0-d-too"
-    uploads: list[Received] = []
+    uploads: list[ReceivedRequest] = []
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         path = unquote(request.path)
         if request.method == "DELETE":
             return Answer(204, b"")

@@ -41,7 +41,7 @@ def test_uploads_limit_the_default_settings() -> None:
     """With a latency of half a second, 64 connections allow 128 uploads per second in each worker process."""
     assert CASE.predicted[0] == "uploads"
     assert CASE.predicted[1] == pytest.approx(128, rel=0.05)
-    assert replace(CASE, processes=4).predicted[1] == pytest.approx(4 * CASE.by_uploads)
+    assert replace(CASE, processes=4).predicted[1] == pytest.approx(4 * CASE.limited_by_uploads)
 
 
 def test_the_machine_limits_raised_settings_with_a_fast_store() -> None:
@@ -64,7 +64,7 @@ def test_bytes_in_flight_limit_many_processes() -> None:
     assert few.predicted[0] == "bytes in flight"
     in_flight = 0.75 * 8 * MiB / 10_000 - 4 * 30
     assert few.predicted[1] == pytest.approx(in_flight / (RECORD_SECONDS + 0.5 + TASK_SECONDS))
-    assert replace(few, in_flight_bytes_max=16 * MiB).by_bytes > 2 * few.by_bytes
+    assert replace(few, in_flight_bytes_max=16 * MiB).limited_by_bytes > 2 * few.limited_by_bytes
 
 
 def test_batches_in_flight_limit_small_batches() -> None:
@@ -81,7 +81,7 @@ def test_rows_are_written_after_the_uploads() -> None:
     rows = replace(CASE, row_requests=3)
 
     assert rows.batch_seconds == pytest.approx(CASE.batch_seconds + 1.5 + TASK_SECONDS)
-    assert rows.by_uploads < CASE.by_uploads
+    assert rows.limited_by_uploads < CASE.limited_by_uploads
 
 
 def test_the_limits_are_those_of_the_settings() -> None:

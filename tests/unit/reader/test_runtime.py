@@ -15,7 +15,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.pipeline import Pipeline
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 from ingest.reader.runtime import IDLE_SECONDS, Runtime
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import segment
@@ -53,8 +53,8 @@ class Bench:
         self.now += timeout_seconds
         return self.fetched.popleft() if self.fetched else []
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        return (Unusual(m) if m.offset in self.unusual else parsed(m) for m in messages)
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | UnusualMessage]:
+        return (UnusualMessage(m) if m.offset in self.unusual else parsed(m) for m in messages)
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         if block and not self.events:
@@ -425,7 +425,7 @@ def parse_ahead(bench: Bench) -> None:
     """
     lazily = bench.parse
 
-    def parse(fetched: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
+    def parse(fetched: Iterable[Message]) -> Iterator[on.MessageParsed | UnusualMessage]:
         iterator = iter(fetched)
         current = list(islice(iterator, 2))
         while current:

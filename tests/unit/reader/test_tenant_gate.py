@@ -36,8 +36,8 @@ def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
     gate = limited_gate(2.0)
 
     assert [gate.refusal(PROJECT, 1.0) for _ in range(3)] == [None, None, DropReason.RATE_LIMITED]
-    assert gate.take_wanted() == {PROJECT: 3}
-    assert gate.take_wanted() == {}
+    assert gate.take_wanted_tokens() == {PROJECT: 3}
+    assert gate.take_wanted_tokens() == {}
 
 
 def test_without_the_shared_buckets_everything_is_admitted():
@@ -68,7 +68,7 @@ def test_every_message_is_counted_once_while_another_thread_refreshes():
 
     def refresh() -> None:
         while not done.is_set():
-            taken[0] += gate.take_wanted().get(PROJECT, 0)
+            taken[0] += gate.take_wanted_tokens().get(PROJECT, 0)
 
     thread = threading.Thread(target=refresh)
     thread.start()
@@ -77,4 +77,4 @@ def test_every_message_is_counted_once_while_another_thread_refreshes():
     done.set()
     thread.join()
 
-    assert taken[0] + gate.take_wanted().get(PROJECT, 0) == 20_000
+    assert taken[0] + gate.take_wanted_tokens().get(PROJECT, 0) == 20_000

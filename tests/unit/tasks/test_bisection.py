@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.bisection import REFUSED_MIN, WRITES_MAX, OutOfTime, deliver
+from tasks.bisection import REFUSED_ITEMS_MIN, WRITES_MAX, OutOfTime, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
@@ -250,7 +250,7 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
     """
     server, progress = Server(poison=range(items)), fresh(items)
 
-    with pytest.raises(PermanentSinkError, match=f"{REFUSED_MIN} of {items}") as caught:
+    with pytest.raises(PermanentSinkError, match=f"{REFUSED_ITEMS_MIN} of {items}") as caught:
         server.deliver(progress, items)
 
     assert caught.value.configuration

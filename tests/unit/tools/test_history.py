@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.history.check import Assigned, Commit, Exemption, History, Read, judge
+from tools.history.check import Assignment, Commit, Exemption, History, Read, judge
 from tools.history.collect import LoggedOperations
 
 
@@ -16,7 +16,7 @@ def read(offset: int | None, asked_at: float, answered_at: float, record: str = 
     return Read(by, 0, offset, record, asked_at, answered_at)
 
 
-A, B = Assigned("a", 0, 0.0), Assigned("b", 0, 10.0)
+A, B = Assignment("a", 0, 0.0), Assignment("b", 0, 10.0)
 
 GOOD = {
     "nothing at all": History(),
@@ -114,7 +114,7 @@ def test_partitions_are_checked_separately() -> None:
     """Partitions are checked separately, because each is a separate register."""
     other = Commit("a", 1, 3, "", 3.0, 4.0)
 
-    assert judge(History([commit("a", 7, 1.0, 2.0), other], [], [A, Assigned("a", 1, 0.0)])) == []
+    assert judge(History([commit("a", 7, 1.0, 2.0), other], [], [A, Assignment("a", 1, 0.0)])) == []
 
 
 def line(event: str, second: int, **fields: object) -> dict[str, object]:
@@ -152,4 +152,4 @@ def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
         (10, False, False),
     ]
     assert logged.reads == [Read("r.1", 0, None, "", second + 2, second + 3)]
-    assert logged.assignments == [Assigned("r.1", 0, second + 3)]
+    assert logged.assignments == [Assignment("r.1", 0, second + 3)]

@@ -6,7 +6,7 @@ import json
 
 from tests.mutation.mutants import MUTANTS
 from tools.explore.__main__ import BOUNDS
-from tools.explore.judged import JUDGED, Breaks
+from tools.explore.judged import JUDGED_BUGS, BrokenProperty
 from tools.explore.planted import BUGS
 from tools.proof_page import FIGURES, proof_page
 
@@ -33,7 +33,7 @@ def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
 
     assert [len(table.splitlines()) - 2 for table in tables] == [
         *(len(figures[name]) for name in ("explored", "marks", "rebalance", "mutants")),
-        len(JUDGED),
+        len(JUDGED_BUGS),
     ]
 
 
@@ -41,7 +41,7 @@ def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
     """Every bug that the simulated worlds miss is classified by whether it breaks safety."""
     missed = [bug for bug, _, _, broken in json.loads(FIGURES.read_text())["mutants"] if not broken]
 
-    assert [judgment.bug for judgment in JUDGED] == missed
+    assert [judgment.bug for judgment in JUDGED_BUGS] == missed
 
 
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
@@ -53,10 +53,10 @@ def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> N
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}
 
-    for judgment in JUDGED:
+    for judgment in JUDGED_BUGS:
         assert bool(judgment.world) == (
-            judgment.breaks is Breaks.SAFETY and files[judgment.bug] not in elsewhere
+            judgment.breaks is BrokenProperty.SAFETY and files[judgment.bug] not in elsewhere
         ), judgment.bug
     texts = {(f"ingest/{mutant.file}", mutant.before, mutant.after) for mutant in MUTANTS}
-    judged = {judgment.bug for judgment in JUDGED}
+    judged = {judgment.bug for judgment in JUDGED_BUGS}
     assert all((bug.file, bug.before, bug.after) in texts for bug in BUGS if bug.name in judged)

@@ -22,7 +22,7 @@ from tasks.sinks.gcs.sink import GcsSink
 from tasks.stored import read_replay
 from tasks.wire import Blob, Row
 from tests.kit.batches import REPLAY, make_batch
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 from tests.kit.sink_answers import object_stored
 
 
@@ -91,7 +91,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         if request.method == "GET":
             return kept[0]
         kept.append(object_stored(request))

@@ -17,7 +17,7 @@ from tasks.sinks import Level, check
 from tasks.sinks.gcs.sink import GcsSink
 from tasks.wire import Blob
 from tests.kit.delivering import deliver_to
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 from tests.kit.sink_answers import JSON, object_resource, object_stored
 
 RETENTION = (
@@ -47,7 +47,7 @@ class Bucket:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     readable: bool = True
 
-    def __call__(self, request: Received) -> Answer:
+    def __call__(self, request: ReceivedRequest) -> Answer:
         if request.method == "GET":
             return self._look(request.path)
         if request.method == "DELETE":
@@ -153,7 +153,7 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
     """A 403 response for a new name, under which nothing is stored, is a permission error."""
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         return error(404, "notFound", "No such object") if request.method == "GET" else error(403, *NO_DELETE)
 
     with answering(refuse) as (url, _):
@@ -171,7 +171,7 @@ def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Cal
     not prove that the object is stored.
     """
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         return error(404, "notFound", "No such object") if request.method == "GET" else Answer(412)
 
     with answering(refuse) as (url, _):
@@ -240,7 +240,7 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
     deleted.
     """
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         if request.method == "DELETE":
             return Answer(204)
         return error(400, "invalid", "No.") if "abc%2F0" in request.path else object_stored(request)
@@ -271,7 +271,7 @@ def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) 
     }
     bucket, contents = Bucket(error(403, *RETENTION)), dict[str, bytes]()
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         if request.method == "GET" and "/o/" not in request.path:
             return Answer(200, json.dumps(about | {"name": "b"}).encode(), JSON)
         if request.method == "POST":

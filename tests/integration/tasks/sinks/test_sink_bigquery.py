@@ -19,7 +19,7 @@ from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
 from tests.kit import write_streams
 from tests.kit.parsing import parsed
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 from tests.kit.sink_answers import rows_streamed
 
 NOON = write_streams.NOON
@@ -246,7 +246,7 @@ def test_a_column_of_another_type_needs_a_person(
         list(migrate_tables(made, dry_run=False))
 
 
-def refusing(*entries: dict[str, Any]) -> Callable[[Received], Answer]:
+def refusing(*entries: dict[str, Any]) -> Callable[[ReceivedRequest], Answer]:
     return lambda asked: rows_streamed(asked, insertErrors=list(entries))
 
 
@@ -289,7 +289,7 @@ def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
 
     reasons = iter(["quotaExceeded", "accessDenied"])
 
-    def answer(asked: Received) -> Answer:
+    def answer(asked: ReceivedRequest) -> Answer:
         reason = next(reasons)
         body = {"error": {"code": 403, "message": "no", "errors": [{"reason": reason}]}}
         return Answer(403, json.dumps(body).encode())

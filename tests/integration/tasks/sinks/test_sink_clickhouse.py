@@ -18,7 +18,7 @@ from tasks.settings import Settings
 from tasks.sinks.clickhouse.errors import BLAME_BY_CODE
 from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
 from tasks.wire import Row
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 
 REPLAY = "0123456789abcdef0123456789abcdef"
 MONDAY = 1_795_000_000
@@ -325,7 +325,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
     never = threading.Event()
     hanging = False
 
-    def relay(request: Received) -> Answer:
+    def relay(request: ReceivedRequest) -> Answer:
         if hanging:
             return Answer(delay=never)
         forwarded = urllib.request.Request(clickhouse_url + request.path, request.body or None, request.headers)

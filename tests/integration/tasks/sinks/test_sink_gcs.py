@@ -17,7 +17,7 @@ from tasks.sinks.gcs.uploads import pause_seconds
 from tasks.sinks.outcome import Blame, Failure
 from tasks.units import MiB
 from tasks.wire import Blob
-from tests.kit.scripted_server import Answer, Received, answering
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering
 from tests.kit.sink_answers import object_stored
 
 BACKEND_ERROR = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
@@ -124,7 +124,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
     complete.
     """
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         return Answer(503, BACKEND_ERROR) if "bad" in request.path else object_stored(request)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
@@ -144,7 +144,7 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
     slightly."""
     first = threading.Event()
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         if "abc%2F7" in request.path and not first.is_set():
             first.set()
             return Answer(503, BACKEND_ERROR)
@@ -166,7 +166,7 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
     """
     earlier_paths: list[str] = []
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         first = "abc%2F0" in request.path and request.path not in earlier_paths
         earlier_paths.append(request.path)
         return Answer(429, b"slow down", {"Retry-After": "1"}) if first else object_stored(request)
@@ -186,7 +186,7 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
     A process that waits is unavailable to other tasks, so the task is postponed.
     """
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         if "abc%2F3" in request.path:
             return Answer(429, b"slow down", {"Retry-After": "20"})
         return object_stored(request)
@@ -247,7 +247,7 @@ def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Sett
     """
     never = threading.Event()
 
-    def answer(request: Received) -> Answer:
+    def answer(request: ReceivedRequest) -> Answer:
         return Answer(delay=never) if "hang" in request.path else object_stored(request)
 
     with answering(answer) as (url, _):

@@ -29,7 +29,7 @@ from tasks.staging import Progress
 from tests.integration.tasks.sinks.test_sink_bigquery import fact
 from tests.integration.tasks.sinks.test_sink_clickhouse import click
 from tests.kit.delivering import deliver_to
-from tests.kit.scripted_server import Answer, Received, answering, relay_to
+from tests.kit.scripted_server import Answer, ReceivedRequest, answering, relay_to
 from tests.kit.sink_answers import JSON
 
 # The maximum number of requests during a delivery that ends with a parked batch.
@@ -41,7 +41,7 @@ class Rows:
     """A migrated ClickHouse database behind a proxy that records the sink's requests."""
 
     sink: Any
-    requests: list[Received]
+    requests: list[ReceivedRequest]
     owner: Any
 
     def execute(self, statement: str) -> None:
@@ -69,7 +69,7 @@ class Facts:
     """The BigQuery table behind a proxy that records the sink's requests."""
 
     sink: Any
-    requests: list[Received]
+    requests: list[ReceivedRequest]
     server: Any
     name: str
 
@@ -197,7 +197,7 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     """If BigQuery responds with 400 and does not say which row it cannot parse, a bisection finds the row."""
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
         return Answer(400, body, JSON) if b'"row-77"' in request.body else relay(request)
 
@@ -218,7 +218,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
     """
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(request: Received) -> Answer:
+    def refuse(request: ReceivedRequest) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
         return Answer(400, body, JSON) if b'"row-' in request.body else relay(request)
 
@@ -391,7 +391,7 @@ def test_check_of_clickhouse_names_a_missing_permission(
     """
     relay = relay_to(clickhouse_url)
 
-    def limited(request: Received) -> Answer:
+    def limited(request: ReceivedRequest) -> Answer:
         if b"_partition_id" not in request.body:
             return relay(request)
         text = b"Code: %d. DB::Exception: worker: Not enough privileges. (ACCESS_DENIED)" % number
@@ -453,7 +453,7 @@ def test_a_body_limit_before_bigquery_halves_the_request(
     text = "Request payload size exceeds the limit: 10485760 bytes."
     body = json.dumps({"error": {"code": 400, "message": text, "status": "INVALID_ARGUMENT"}}).encode()
 
-    def limited(request: Received) -> Answer:
+    def limited(request: ReceivedRequest) -> Answer:
         return Answer(400, body, JSON) if len(request.body) > BODY_BYTES_MAX else relay(request)
 
     proxied = how == "a proxy's page"

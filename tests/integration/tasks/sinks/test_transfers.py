@@ -16,7 +16,7 @@ from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxie
 from tasks.sinks.outcome import Blame, Failure
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Reply
-from tests.kit.scripted_server import Received, answering
+from tests.kit.scripted_server import ReceivedRequest, answering
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
 End = Answer | Failure
@@ -96,7 +96,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
     """
     never = threading.Event()
 
-    def reply(request: Received) -> Reply:
+    def reply(request: ReceivedRequest) -> Reply:
         return Reply(delay=never) if "hang" in request.path else Reply()
 
     with answering(reply) as (url, _):

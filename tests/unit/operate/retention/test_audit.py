@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.operate.retention import Audit
-from ingest.operate.retention.audit import SUSPECTS_MAX, Missing, ReferencedNames
+from ingest.operate.retention.audit import SUSPECTS_MAX, MissingObjects, ReferencedNames
 from ingest.operate.retention.bucket import DAY_SECONDS, StoredObject
 
 
@@ -24,7 +24,7 @@ def missing(
     """
     found = Audit("bucket", 0.0)
     pointing = ReferencedNames(iter(segments), iter(indexed or []), iter(packed or []))
-    follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
+    follower = MissingObjects(found, pointing, lambda names: [name for name in names if name not in appeared])
     for name in listed:
         follower.listed(name)
     follower.ended()

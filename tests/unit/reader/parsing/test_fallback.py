@@ -16,18 +16,18 @@ import pytest
 
 from ingest.core import events as on
 from ingest.core.model import Message, Reject, Segment
-from ingest.core.parse import ParseRules, Usual, parse, parse_usual
+from ingest.core.parse import ParseRules, UsualLimits, parse, parse_usual_message
 from ingest.reader.parsing.deadlines import Deadlines
 from ingest.reader.parsing.fallback import FallbackParser
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 from ingest.reader.tenant_gate import TenantGate
 from ingest.testing import messages as make
 from ingest.testing.runtime import PARTITION
 from tasks.units import KiB, MiB
 
 RULES = ParseRules()
-USUAL = Usual()
+USUAL = UsualLimits()
 LONG_DEADLINES = Deadlines(cpu_seconds=30, answer_seconds=60.0, probe_seconds=600.0)
 MANY_EVENTS = zlib.compress(b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]", 1)
 
@@ -213,7 +213,7 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
     """An ordinary message has the same outcome in the loop and in a child process: the limit only decides where it
     is parsed.
     """
-    assert parse_usual(message(value), RULES, USUAL) == parse(message(value), RULES)
+    assert parse_usual_message(message(value), RULES, USUAL) == parse(message(value), RULES)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -223,18 +223,18 @@ def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: 
     """
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
-    assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
+    assert parse_usual_message(message(value), RULES, UsualLimits(inflated_bytes_max=64 * KiB)) is None
     assert isinstance(parse(message(value), RULES), Segment)
 
 
 def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
-    """If `inflated_bytes_max` is lower in the parse rules than in `Usual`, a recording above it is rejected at
-    once, because a child process would also reject the recording.
+    """If `inflated_bytes_max` is lower in the parse rules than in `UsualLimits`, a recording above it is rejected
+    at once, because a child process would also reject the recording.
     """
     value = make.recording([make.mutation_event(5000)])
     rules = ParseRules(inflated_bytes_max=64 * KiB)
 
-    assert isinstance(parse_usual(message(value), rules, USUAL), Reject)
+    assert isinstance(parse_usual_message(message(value), rules, USUAL), Reject)
 
 
 def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
@@ -244,7 +244,7 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
     value = make.recording([event] * 3000)
 
-    assert parse_usual(message(value), RULES, USUAL) is None
+    assert parse_usual_message(message(value), RULES, USUAL) is None
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
@@ -252,13 +252,13 @@ def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
     other messages directly.
     """
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
-    usual = Usual(inflated_bytes_max=64 * KiB)
+    usual = UsualLimits(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
     try:
         for parser in (InlineParser(RULES, TenantGate(), lambda: 0.0, usual), processes):
             first, second, third = parser.parse([message(good, 0), message(long, 1), message(good, 2)])
             assert isinstance(first, on.MessageParsed)
-            assert second == Unusual(message(long, 1))
+            assert second == UnusualMessage(message(long, 1))
             assert isinstance(third, on.MessageParsed)
     finally:
         processes.close()
@@ -275,7 +275,7 @@ def test_a_message_that_killed_a_parser_goes_to_the_fallback_parser() -> None:
         parser.close()
 
     assert isinstance(before, on.MessageParsed)
-    assert isinstance(after, Unusual)
+    assert isinstance(after, UnusualMessage)
 
 
 def test_after_failed_starts_everything_goes_to_the_fallback_parser() -> None:
@@ -286,4 +286,4 @@ def test_after_failed_starts_everything_goes_to_the_fallback_parser() -> None:
 
     (answer,) = parser.parse([message(make.recording())])
 
-    assert isinstance(answer, Unusual)
+    assert isinstance(answer, UnusualMessage)

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 
 from ingest.core.model import Drop, Message, Outcome, Reject, Segment, TopicPartition
-from ingest.core.parse import ParseRules, Usual
+from ingest.core.parse import ParseRules, UsualLimits
 from ingest.local.load.produce import PROFILES, values
 from ingest.reader.parsing.inline import MESSAGES_PER_REQUEST, REQUESTS_MAX, InlineParser, ProcessParser
-from ingest.reader.ports import Unusual
+from ingest.reader.ports import UnusualMessage
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.testing.messages import click_event, envelope, frame, recording
 from tasks.units import MiB
@@ -238,7 +238,7 @@ def test_with_a_fallback_parser_both_requests_of_a_dead_child_are_handed_on(
     """If a child dies while it has two unanswered requests, the messages in both requests go to the fallback
     parser, and all later messages are parsed as usual.
     """
-    parser = start(1, usual=Usual())
+    parser = start(1, usual=UsualLimits())
     sent = messages(load[:40])
     expected = list(inline_parser.parse(sent))
     assert list(parser.parse(sent)) == expected
@@ -249,7 +249,7 @@ def test_with_a_fallback_parser_both_requests_of_a_dead_child_are_handed_on(
     found = list(parser.parse(taken))
 
     lost = REQUESTS_MAX * MESSAGES_PER_REQUEST
-    assert found[:lost] == [Unusual(message) for message in sent[:lost]]
+    assert found[:lost] == [UnusualMessage(message) for message in sent[:lost]]
     assert found[lost:] == expected[lost:]
 
 

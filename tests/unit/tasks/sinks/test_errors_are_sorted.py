@@ -59,7 +59,7 @@ def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:
     }
     sets = (
         *(kafka_errors.CREDENTIALS, kafka_errors.TABLE, kafka_errors.REQUEST),
-        *(kafka_errors.NETWORK, kafka_errors.SERVER, kafka_errors.NOT_OURS),
+        *(kafka_errors.NETWORK, kafka_errors.SERVER, kafka_errors.OTHER_CLIENTS),
     )
 
     assert len(names) > 150

@@ -160,7 +160,7 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
     lines = bug_as_text(bug, found).splitlines()
     assert lines[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.trace) - 1} lines"
     assert lines[-1].strip() == "it settles [0, 1), which is not durable"
-    assert "NOT FOUND" in bug_as_text(bug, planted.Found(0, "", ()))
+    assert "NOT FOUND" in bug_as_text(bug, planted.ExplorationResult(0, "", ()))
 
 
 def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:

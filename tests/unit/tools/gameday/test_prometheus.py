@@ -8,7 +8,7 @@ import yaml
 
 from tools.gameday.faults import FAULTS
 from tools.gameday.page import faults, panels
-from tools.gameday.prometheus import ALERTS, WAITING_RULES, runbook_has, scaled_rules
+from tools.gameday.prometheus import ALERTS, WAITING_RULES, is_in_runbook, scaled_rules
 
 
 def deployed_rules() -> dict[str, dict[str, str]]:
@@ -48,7 +48,7 @@ def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
     """
     for fault in FAULTS:
         assert fault.alert in deployed_rules()
-        assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
+        assert is_in_runbook(f"docs/runbook.md#{fault.alert.lower()}")
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
 
 
