@@ -22,7 +22,7 @@ from tasks.wire import Completion, CompletionKind
 
 BATCHES_MAX = 1000
 # Abandoning a batch takes about a tenth of a second, and the operator waits until all batches are abandoned.
-ABANDONED_MAX = 200
+ABANDONED_BATCHES_MAX = 200
 NOT_TRIED = "not attempted after the error above"
 
 
@@ -67,7 +67,7 @@ def abandon_all(
 
     Stops at the first error of Redis, Kafka or a sink, because every further batch would time out too.
     """
-    _expect(batch_ids, reason, ABANDONED_MAX)
+    _expect(batch_ids, reason, ABANDONED_BATCHES_MAX)
     outcomes, remaining = Outcomes(), list(dict.fromkeys(batch_ids))
     while remaining:
         batch_id = remaining.pop(0)

@@ -15,9 +15,9 @@ from tasks.wire import batch_id_of
 EMPTY: tuple[Any, ...] = (None, "", {}, [], "()", "{}", [None, None])
 # The batch's manifest names the sender, there are no replies, and `correlation_id` and `root_id` repeat the id.
 HEADERS_DROPPED = ("lang", "origin", "replaced_task_nesting", "root_id")
-PROPERTIES_DROPPED = ("reply_to", "correlation_id")
+DROPPED_PROPERTIES = ("reply_to", "correlation_id")
 # A callback needs no reply address and is not a member of its chord.
-BODY_OPTIONS_DROPPED = ("reply_to", "ignore_result", "group_id")
+DROPPED_BODY_OPTIONS = ("reply_to", "ignore_result", "group_id")
 
 
 @before_task_publish.connect(weak=False)
@@ -28,7 +28,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
     """
     for name in [name for name, value in headers.items() if value in EMPTY or name in HEADERS_DROPPED]:
         del headers[name]
-    for name in PROPERTIES_DROPPED:
+    for name in DROPPED_PROPERTIES:
         properties.pop(name, None)
     if not isinstance(body, tuple):
         return
@@ -47,7 +47,7 @@ def _trimmed(signature: Any) -> dict[str, Any]:
     trimmed = {name: signature[name] for name in ("task", "args", "kwargs")}
     if signature.get("immutable"):
         trimmed["immutable"] = True
-    options = {name: value for name, value in signature["options"].items() if name not in BODY_OPTIONS_DROPPED}
+    options = {name: value for name, value in signature["options"].items() if name not in DROPPED_BODY_OPTIONS}
     if "link_error" in options:
         options["link_error"] = [_trimmed(each) for each in options["link_error"]]
     return {**trimmed, "options": options}

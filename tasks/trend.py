@@ -22,7 +22,7 @@ from tasks.foreign_keys import results
 log = logging.getLogger(__name__)
 BUCKET_SECONDS = 30
 BUCKETS = 120
-KEPT_SECONDS = BUCKET_SECONDS * (BUCKETS + 10)
+RETENTION_SECONDS = BUCKET_SECONDS * (BUCKETS + 10)
 
 
 class _Partition(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ class TrendWriter:
         key = _key(self._prefix, bucket)
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(key, reader, msgspec.json.encode(sample))
-        pipe.expire(key, KEPT_SECONDS)
+        pipe.expire(key, RETENTION_SECONDS)
         try:
             pipe.execute()
         except ResponseError as error:  # another program wrote the key; the heartbeat matters more

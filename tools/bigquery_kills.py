@@ -60,7 +60,7 @@ PROCESS_SECONDS_MAX = 120
 PRELOADED_MODULES = ["tasks.flush", "tasks.sinks.bigquery.storage_write"]
 # The maximum delay between passing a request to gRPC and killing the process. The delay is long enough that some
 # requests have been sent, and some have also been applied, before the process dies.
-SENT_SECONDS_MAX = 0.01
+KILL_DELAY_SECONDS_MAX = 0.01
 RUNS_MAX = 6
 
 
@@ -206,7 +206,7 @@ class KillRun:
 
     def death(self, point: Point) -> Death:
         """Returns a `Death` for the given point, with a random delay."""
-        return Death(point, self.random.uniform(0, SENT_SECONDS_MAX))
+        return Death(point, self.random.uniform(0, KILL_DELAY_SECONDS_MAX))
 
     def empty(self) -> None:
         """Runs a batch whose task is killed after the append, while Redis loses all data."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CHECKED_PACKAGES = ("ingest", "tasks", "tools", "benchmarks")
-OURS = (*CHECKED_PACKAGES, "tests", "celeryconfig")
+OWN_PACKAGES = (*CHECKED_PACKAGES, "tests", "celeryconfig")
 WHOLE_ROW = "*"
 
 
@@ -52,7 +52,7 @@ class Package:
 
 
 # No module in this list reads a clock, a file, the network, the environment or a source of randomness.
-CORE_STANDARD = (
+CORE_STANDARD_MODULES = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
     "_md5", "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
 )  # fmt: skip
@@ -159,7 +159,7 @@ TABLE: tuple[Package, ...] = (
         ("ingest.core",),
         ours=("tasks.proto_rows", "tasks.units", "tasks.wire"),
         libraries={WHOLE_ROW: ("deflate", "isal", "msgspec", "xxhash")},
-        standard=CORE_STANDARD,
+        standard=CORE_STANDARD_MODULES,
     ),
     Package(
         ("ingest.settings",),
@@ -331,7 +331,7 @@ def _refusal(module: str, row: int | None, found: Import) -> str:
     top = found.name.split(".")[0]
     if not top:
         return "imports must be absolute"
-    if top in OURS:
+    if top in OWN_PACKAGES:
         return _first_party_refusal(row, found)
     if top in sys.stdlib_module_names:
         standard = TABLE[row].standard if row is not None else None

@@ -13,7 +13,7 @@ import click
 
 PARTITION_MAX = 2**31 - 1
 OFFSET_MAX = 2**63 - 1
-PROJECT_MAX = 2**64 - 1  # UInt64 in ClickHouse
+PROJECT_ID_MAX = 2**64 - 1  # UInt64 in ClickHouse
 MESSAGES_PER_SECOND_MAX = 1_000_000
 BURST_MAX = 1_000_000_000
 
@@ -31,4 +31,4 @@ class FiniteFloatRange(click.FloatRange):
 
 partition = click.IntRange(0, PARTITION_MAX)
 offset = click.IntRange(0, OFFSET_MAX)
-project = click.IntRange(0, PROJECT_MAX)
+project = click.IntRange(0, PROJECT_ID_MAX)

@@ -23,7 +23,8 @@ import msgspec
 
 RECENT_SECONDS = 300.0
 TRACKED_PROJECTS_MAX = 256
-DISPLACING_RATIO = 1.5  # a listed project keeps its series until another project's cost is this many times as high
+# A listed project keeps its series until another project's cost is this many times as high.
+DISPLACEMENT_RATIO = 1.5
 NEGLIGIBLE_CPU_SECONDS = 1e-9  # a project whose cost has decayed below this is forgotten
 NONE, OTHER = "none", "other"
 
@@ -133,7 +134,7 @@ class Costs:
     def _sort_key(self, name: str) -> tuple[float, float]:
         cpu_seconds, size_bytes = self._recent[name].rank
         return (
-            (cpu_seconds * DISPLACING_RATIO, size_bytes * DISPLACING_RATIO)
+            (cpu_seconds * DISPLACEMENT_RATIO, size_bytes * DISPLACEMENT_RATIO)
             if name in self._listed
             else (cpu_seconds, size_bytes)
         )

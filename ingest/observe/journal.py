@@ -15,7 +15,7 @@ from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
-SETTLED_MAX = 4096  # settled batches that wait for their commit behind a parked batch
+SETTLED_BATCHES_MAX = 4096  # settled batches that wait for their commit behind a parked batch
 RECORDED_ENDS_MAX = 256
 
 
@@ -99,7 +99,10 @@ class _Partition:
 
 
 class Journal:
-    """Tracks every dispatched batch. Memory is bounded by the batches in flight and SETTLED_MAX per partition."""
+    """Tracks every dispatched batch.
+
+    Memory is bounded by the batches in flight and SETTLED_BATCHES_MAX per partition.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, Journey] = {}
@@ -173,7 +176,7 @@ class Journal:
             return
         journey.settled_at = now
         waiting = self._partitions.setdefault(batch.source, _Partition()).settled
-        if len(waiting) >= SETTLED_MAX:
+        if len(waiting) >= SETTLED_BATCHES_MAX:
             yield waiting.popleft()
         waiting.append(journey)
 

@@ -21,7 +21,7 @@ UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
 PLAYABLE_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
 
 PLAYABLE_TYPES = frozenset((0, 1, 2, 3, 4, 6))
-MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this would be the year 5138
+UNIX_MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds; in seconds, this would be the year 5138
 
 
 class BudgetExhausted(BlobError):
@@ -74,7 +74,7 @@ def player_events(recording: bytes) -> PlayerEvents:
                 head = msgspec.json.decode(event, type=_Head)
             except (msgspec.DecodeError, RecursionError):
                 continue
-            if head.type not in PLAYABLE_TYPES or head.timestamp <= MILLISECONDS_MIN:
+            if head.type not in PLAYABLE_TYPES or head.timestamp <= UNIX_MILLISECONDS_MIN:
                 continue
             size_bytes += memoryview(event).nbytes + 1
             if size_bytes > PLAYABLE_BYTES_MAX:

@@ -17,7 +17,7 @@ from tasks.breaker import BreakerPhase
 from tasks.faults import Server, start_reader_advice, start_worker_advice
 
 LAG_SECONDS_MAX = 60.0
-BEHIND_SECONDS = 10.0
+BOTTLENECK_LAG_SECONDS_MIN = 10.0
 QUEUE_TASKS_MIN = 50
 REDIS_SHARE_MAX = 0.75
 SHOWN_NAMES_MAX = 5
@@ -27,7 +27,7 @@ READER = "reader"
 class Severity(StrEnum):
     """Whether an operator must act now."""
 
-    ACT = "act"
+    ACTION_REQUIRED = "act"
     WATCH = "watch"
 
 
@@ -37,7 +37,7 @@ class Alert:
 
     name: str
     text: str
-    severity: Severity = Severity.ACT
+    severity: Severity = Severity.ACTION_REQUIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def alerts(status: Status) -> list[Alert]:
     """Returns what needs attention, most severe first, and causes before their consequences."""
     parts = (_server_alerts, _reader_alerts, _sink_alerts, _redis_alerts, _batch_alerts, _lag_alerts)
     found = [alert for part in parts for alert in part(status)]
-    return sorted(found, key=lambda one: one.severity is not Severity.ACT)
+    return sorted(found, key=lambda one: one.severity is not Severity.ACTION_REQUIRED)
 
 
 def _server_alerts(status: Status) -> Iterator[Alert]:
@@ -151,7 +151,7 @@ def bottleneck(status: Status) -> Bottleneck:
         return Bottleneck(longest.sink, f"{longest.queue_depth:,} tasks wait")
     slow = max((p.lag_seconds for one in heard for p in one.snapshot.partitions), default=0.0)
     flushing = any(flight.phase is Phase.FLUSHING for one in heard for flight in one.snapshot.flights)
-    if slow > BEHIND_SECONDS:
+    if slow > BOTTLENECK_LAG_SECONDS_MIN:
         if longest is not None and flushing and longest.queue_depth:
             return Bottleneck(longest.sink, f"{longest.queue_depth:,} tasks wait")
         return Bottleneck(READER, f"{slow:,.0f} s behind, with free workers")

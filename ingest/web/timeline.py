@@ -18,12 +18,12 @@ import msgspec
 from ingest.core.parse.budget import Budget, BudgetSpent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.core.stored_recording import BlobError
-from ingest.web.blobs import MILLISECONDS_MIN, PLAYABLE_TYPES, VIEWER_UNITS, BudgetExhausted, split
+from ingest.web.blobs import PLAYABLE_TYPES, UNIX_MILLISECONDS_MIN, VIEWER_UNITS, BudgetExhausted, split
 from ingest.web.model import ReportedError
 from tasks.units import MiB
 
 MARKS_MAX = 20_000
-TEXT_MAX = 400
+TEXT_CHARACTERS_MAX = 400
 DETAILS_MAX = 12
 HEADERS_MAX = 30
 BODY_CHARACTERS_MAX = 4000
@@ -203,7 +203,7 @@ class _Reader:
         try:
             head = _decode_head(raw)
             at_ms = _milliseconds(head.timestamp)
-            if head.type in PLAYABLE_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
+            if head.type in PLAYABLE_TYPES and (head.timestamp or 0) > UNIX_MILLISECONDS_MIN:
                 self.start_ms = at_ms if self.start_ms is None else min(self.start_ms, at_ms)
                 self.end_ms = max(self.end_ms, at_ms)
             if head.type in (META, CUSTOM):
@@ -578,7 +578,7 @@ def _scalars(data: dict[str, Any]) -> Detail:
     found: Detail = {}
     for key, value in data.items():
         if len(found) < DETAILS_MAX and (value is None or isinstance(value, (str, int, float, bool))):
-            found[key[:64]] = value[:TEXT_MAX] if isinstance(value, str) else value
+            found[key[:64]] = value[:TEXT_CHARACTERS_MAX] if isinstance(value, str) else value
     return found
 
 
@@ -589,7 +589,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return value[:TEXT_MAX] if isinstance(value, str) else ""
+    return value[:TEXT_CHARACTERS_MAX] if isinstance(value, str) else ""
 
 
 def _number(value: Any) -> float | None:
@@ -610,4 +610,4 @@ def _milliseconds(value: Any) -> int:
     number = _number(value)
     if number is None:
         raise MalformedEvent("a time is not a number")
-    return int(number if number > MILLISECONDS_MIN else number * 1000)
+    return int(number if number > UNIX_MILLISECONDS_MIN else number * 1000)

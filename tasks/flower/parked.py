@@ -23,7 +23,7 @@ from tasks.bulk import BATCHES_MAX, Outcomes, abandon_all, retry_all
 from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
 from tasks.flower.selection import (
-    AGES_SECONDS,
+    AGE_CHOICES,
     Parked,
     Selection,
     duration_text,
@@ -45,8 +45,8 @@ KINDS = {".css": "text/css", ".js": "text/javascript"}
 SHOWN_MAX = BATCHES_MAX
 REASON_CHARACTERS_MAX = 1000
 ID_CHARACTERS_MAX = 400
-REFUSED_SHOWN_MAX = 20
-AUDIT_MAX = 2000
+SHOWN_REFUSALS_MAX = 20
+AUDIT_ENTRIES_MAX = 2000
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -223,9 +223,9 @@ class ParkedPage(_Page):
             now=now,
             chosen=chosen,
             sinks=tuple(SinkName),
-            ages=AGES_SECONDS,
+            ages=AGE_CHOICES,
             result=result,
-            refused=list((refused or {}).items())[:REFUSED_SHOWN_MAX],
+            refused=list((refused or {}).items())[:SHOWN_REFUSALS_MAX],
             read_only=self.is_read_only,
             length=duration_text,
         )
@@ -262,7 +262,7 @@ class BatchPage(_Page):
             parked = parked_rows([entry], now) if entry is not None else []
             reference = parked[0].reference if parked else ""
             told = batch_history(coordination.client, settings, batch_id, reference)
-            actions = [one for one in coordination.audited(AUDIT_MAX) if _concerns(one, batch_id)]
+            actions = [one for one in coordination.audited(AUDIT_ENTRIES_MAX) if _concerns(one, batch_id)]
             return (parked[0] if parked else None), told, actions
 
         parked, told, actions = await self.work(look)

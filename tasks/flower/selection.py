@@ -12,7 +12,7 @@ from tasks.wire import SinkName
 
 TEXT_CHARACTERS_MAX = 200
 ERROR_CHARACTERS_MAX = 500
-AGES_SECONDS = {0: "any time", 60: "1 minute", 600: "10 minutes", 3600: "1 hour", 21_600: "6 hours"}
+AGE_CHOICES = {0: "any time", 60: "1 minute", 600: "10 minutes", 3600: "1 hour", 21_600: "6 hours"}
 # An error names its tasks, as in `rows/clickhouse/0: timed out; rows/bigquery/0: ...`.
 _TASK = re.compile(r"\b(?:blobs|rows)/([a-z_]{1,30})/\d+:")
 
@@ -68,7 +68,7 @@ def selection(sink: str, text: str, age: str) -> Selection:
         raise ValueError(f"no sink has the name {sink[:40]!r}")
     if len(text) > TEXT_CHARACTERS_MAX:
         raise ValueError(f"the text must have at most {TEXT_CHARACTERS_MAX} characters")
-    if age and age not in map(str, AGES_SECONDS):
+    if age and age not in map(str, AGE_CHOICES):
         raise ValueError("the age must be one that the form offers")
     return Selection(sink, text, int(age or 0))
 

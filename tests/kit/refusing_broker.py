@@ -17,7 +17,7 @@ from collections.abc import Iterator
 API_VERSIONS, SASL_HANDSHAKE, SASL_AUTHENTICATE, METADATA = 18, 17, 36, 3
 UNSUPPORTED_VERSION, SASL_AUTHENTICATION_FAILED = 35, 58
 # key, first and last version
-KNOWN = ((METADATA, 0, 1), (SASL_HANDSHAKE, 0, 1), (API_VERSIONS, 0, 0), (SASL_AUTHENTICATE, 0, 0))
+SUPPORTED_VERSIONS = ((METADATA, 0, 1), (SASL_HANDSHAKE, 0, 1), (API_VERSIONS, 0, 0), (SASL_AUTHENTICATE, 0, 0))
 REASON = b"Authentication failed: Invalid username or password"
 
 
@@ -35,7 +35,9 @@ class _Connection(socketserver.StreamRequestHandler):
     def _answer(self, key: int, version: int) -> bytes:
         if key == API_VERSIONS:
             error = UNSUPPORTED_VERSION if version else 0
-            return struct.pack(">hi", error, len(KNOWN)) + b"".join(struct.pack(">hhh", *one) for one in KNOWN)
+            return struct.pack(">hi", error, len(SUPPORTED_VERSIONS)) + b"".join(
+                struct.pack(">hhh", *one) for one in SUPPORTED_VERSIONS
+            )
         if key == SASL_HANDSHAKE:
             return struct.pack(">hih", 0, 1, 5) + b"PLAIN"
         assert key == SASL_AUTHENTICATE, key

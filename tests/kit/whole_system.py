@@ -48,7 +48,7 @@ SHORT_TIMES = {
     "REPLAYS_TASK_VISIBILITY_SECONDS": "20",
     "REPLAYS_LOG_FORMAT": "json",
 }
-PROXIED = {
+PROXIED_SERVERS = {
     "gcs": "REPLAYS_GCS_ENDPOINT",
     "clickhouse": "REPLAYS_CLICKHOUSE_URL",
     "bigquery": "REPLAYS_BIGQUERY_ENDPOINT",
@@ -88,7 +88,7 @@ class System:
         self.settings = settings_from(self.env)
         for _ in migrate(self.settings, topics=True):
             pass
-        for seed, (part, name) in enumerate(PROXIED.items()):
+        for seed, (part, name) in enumerate(PROXIED_SERVERS.items()):
             proxy = FaultProxy(self.env[name], http=True, seed=seed)
             self.proxies[part] = self._open.enter_context(proxy)
             self.env[name] = proxy.url

@@ -158,7 +158,7 @@ def test_an_item_without_its_message_is_not_written_if_it_may_be_erased(topics: 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_an_erasure_during_a_replay_is_noticed(topics: Topics, monkeypatch: pytest.MonkeyPatch, seconds: float):
     """A long-running `dlq replay` notices an erasure, because it reloads the erasures periodically."""
-    monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_SECONDS_MAX", seconds)
+    monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_RELOAD_SECONDS", seconds)
     topics.write(message(topics, b"first"), message(topics, recording(replay_id=MINE, project_id=MY_PROJECT)))
 
     done = topics.replay(done=lambda letter, _: erase(topics, replay_key(MY_PROJECT, MINE)))

@@ -20,11 +20,11 @@ from typing import Any
 
 from ingest.local.servers.processes import LocalError
 from tools.bigquery_contract.operations import OPERATIONS
-from tools.bigquery_contract.servers import OURS, PACKAGES, running, version_of
+from tools.bigquery_contract.servers import EMULATOR, PACKAGES, running, version_of
 from tools.bigquery_contract.target import Target, run_operation
 
 ROOT = Path(__file__).parents[2]
-NAMES = (OURS, *(package.name for package in PACKAGES))
+NAMES = (EMULATOR, *(package.name for package in PACKAGES))
 
 
 def judge(cache: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(2)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    sys.exit(any(entry.get(OURS) for entry in found["operations"].values()))
+    sys.exit(any(entry.get(EMULATOR) for entry in found["operations"].values()))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tools.bigquery_contract import appends, rest
-from tools.bigquery_contract.servers import OURS
+from tools.bigquery_contract.servers import EMULATOR
 from tools.bigquery_contract.target import Operation
 
 RESULT = Path(__file__).with_name("result.json")
-SAME = "as documented"
+AS_DOCUMENTED = "as documented"
 NOT_RUN = "not run"
 
 
@@ -43,7 +43,7 @@ def page_of(result: Mapping[str, Any]) -> Iterator[str]:
         "service was not tested: the three servers are compared only with its documentation."
     )
     yield (
-        f"The {OURS} ran with a streaming buffer of 90 minutes, as in the service; without "
+        f"The {EMULATOR} ran with a streaming buffer of 90 minutes, as in the service; without "
         "`--streaming-buffer-seconds`, as in `local up` and `demo`, the emulator allows a DELETE of rows as soon "
         "as they are streamed."
     )
@@ -69,7 +69,7 @@ def _count(found: Mapping[str, Mapping[str, str]], name: str) -> str:
 def _operations(operations: Iterable[Operation], found: Mapping[str, Any], names: tuple[str, ...]) -> str:
     rows = []
     for chosen in operations:
-        cells = (_cell(found.get(chosen.name, {}).get(name, NOT_RUN) or SAME) for name in names)
+        cells = (_cell(found.get(chosen.name, {}).get(name, NOT_RUN) or AS_DOCUMENTED) for name in names)
         rows.append((f"`{chosen.name}`<br>{_cell(chosen.what)}", "; ".join(chosen.pages), *cells))
     return _table(("operation", "pages of the documentation", *names), rows)
 

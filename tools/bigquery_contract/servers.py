@@ -24,8 +24,8 @@ from ingest.local.servers.bigquery.server import BigQuery
 from ingest.local.servers.processes import Children, LocalError, free_port, is_listening
 from tasks.release import RELEASE
 
-HERE = Path(__file__).parent
-OURS = "emulator"
+CONTRACT_DIRECTORY = Path(__file__).parent
+EMULATOR = "emulator"
 # The longest time for which the service may keep streamed rows in its buffer; the demo runs without a buffer.
 STREAMING_BUFFER_SECONDS = 90 * 60.0
 INSTALL_SECONDS_MAX = 600
@@ -53,7 +53,7 @@ class Package:
     @property
     def pins(self) -> Path:
         """The file that lists the pinned versions of the server and its dependencies."""
-        return HERE / f"{self.name}.txt"
+        return CONTRACT_DIRECTORY / f"{self.name}.txt"
 
     @property
     def digest(self) -> str:
@@ -131,7 +131,7 @@ class ForeignServer(Server):
 
 def ours(children: Children, directory: Path) -> BigQuery:
     """Returns our emulator, with a streaming buffer."""
-    return BigQuery(children, directory / OURS, streaming_buffer_seconds=STREAMING_BUFFER_SECONDS)
+    return BigQuery(children, directory / EMULATOR, streaming_buffer_seconds=STREAMING_BUFFER_SECONDS)
 
 
 @contextmanager
@@ -139,8 +139,8 @@ def running(cache: Path, directory: Path, names: tuple[str, ...]) -> Iterator[di
     """Starts the named servers. Raises LocalError if a server cannot be installed or started."""
     started: dict[str, BigQuery | ForeignServer] = {}
     with Children(directory / "logs") as children:
-        if OURS in names:
-            started[OURS] = ours(children, directory)
+        if EMULATOR in names:
+            started[EMULATOR] = ours(children, directory)
         for package in PACKAGES:
             if package.name in names:
                 environment = installed(package, cache)

@@ -44,8 +44,8 @@ SINKS = ("gcs", "clickhouse", "bigquery")
 BIGQUERY_STORAGE = "bigquery_storage"
 EXTRA_READER = "reader-3"
 # Readers log each step of the commit protocol, for `python -m tools.spec --logs` (docs/specification.md).
-STEPS_LOGGED = "debug"
-REVOKED_SECONDS_MAX = 20.0
+STEPS_LOG_LEVEL = "debug"
+REVOCATION_SECONDS_MAX = 20.0
 ADDED_PARTITIONS_MAX = 4
 NEEDS_APACHE_KAFKA = frozenset(
     {
@@ -151,7 +151,7 @@ class ProcessFaults:
         """Starts and stops an additional reader, which causes two rebalances under load. The second rebalance
         follows a graceful stop.
         """
-        child = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        child = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOG_LEVEL)
         self._stop_faults.wait(rng.uniform(4, 9))
         return self._stop_cleanly(child)
 
@@ -161,7 +161,7 @@ class ProcessFaults:
         try:
             return self._stop_cleanly(child)
         finally:
-            self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+            self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOG_LEVEL)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
         """Starts another reader, so that the running readers must revoke partitions, and kills the first running
@@ -169,9 +169,9 @@ class ProcessFaults:
         """
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(log_lines_of(child, "partitions_revoked")) for child in readers}
-        extra_reader = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        extra_reader = self._fleet.reader(EXTRA_READER, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOG_LEVEL)
         killed = ""
-        ends_at = time.monotonic() + REVOKED_SECONDS_MAX
+        ends_at = time.monotonic() + REVOCATION_SECONDS_MAX
         while not killed and time.monotonic() < ends_at and not self._stop_faults.wait(0.02):
             for child in readers:
                 if not killed and len(log_lines_of(child, "partitions_revoked")) > before[child.name]:
@@ -191,7 +191,7 @@ class ProcessFaults:
         topic, count = self._fleet.settings.kafka_topic, SOURCE_PARTITIONS + self._added
         admin = AdminClient(kafka_options(self._fleet.settings))
         try:
-            admin.create_partitions([NewPartitions(topic, count)])[topic].result(timeout=REVOKED_SECONDS_MAX)
+            admin.create_partitions([NewPartitions(topic, count)])[topic].result(timeout=REVOCATION_SECONDS_MAX)
         except (KafkaException, concurrent.futures.TimeoutError) as error:
             raise LocalError(f"no partition could be added: {error}") from error
         return f"{topic}-{count - 1}"

@@ -37,7 +37,7 @@ from tools.chaos.faults import (
     BIGQUERY_STORAGE,
     READERS,
     SINKS,
-    STEPS_LOGGED,
+    STEPS_LOG_LEVEL,
     WORKERS,
     Injection,
     ProcessFaults,
@@ -223,7 +223,7 @@ class _Chaos:
         for name in WORKERS:
             fleet.worker(name)
         for name in READERS:
-            fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+            fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOG_LEVEL)
         fleet.flower()
         self.say("two readers, two workers and Flower are running")
         return fleet

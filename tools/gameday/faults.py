@@ -31,9 +31,9 @@ from tools.history.check import Exemption
 OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
 BANNED_SEGMENT = 60_606
 TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
-BEYOND_THE_END = 100_000
+OFFSETS_PAST_END = 100_000
 BOMB_BYTES, BOMB_SECONDS_MAX = 150_000_000, 60.0
-BY_GAMEDAY = ("--by", "gameday")
+OPERATOR_OPTIONS = ("--by", "gameday")
 WRONG_LOGIN = {
     "REPLAYS_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
     "REPLAYS_KAFKA_SASL_USERNAME": "replays-ingest",
@@ -233,7 +233,7 @@ def correct_password(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("the Secret is corrected")
     game.proxies["clickhouse"].set(NoFault())
-    game.command("batches", "retry", next(iter(parked)), *BY_GAMEDAY, codes=(0, 1))
+    game.command("batches", "retry", next(iter(parked)), *OPERATOR_OPTIONS, codes=(0, 1))
 
 
 def refuse_rows(game: Game) -> None:
@@ -252,7 +252,7 @@ def replay_refused(game: Game) -> None:
         game.command("dlq", "show", game.letters(sink)[0]["id"])
     game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
     execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
-    game.command("dlq", "replay", "--sink", "clickhouse", "--yes", *BY_GAMEDAY)
+    game.command("dlq", "replay", "--sink", "clickhouse", "--yes", *OPERATOR_OPTIONS)
 
 
 def lose_column(game: Game) -> None:
@@ -273,7 +273,7 @@ def migrate_and_retry(game: Game) -> None:
     game.command("batches", "show", next(iter(parked)))
     game.command("check", codes=(1,))
     game.command("migrate")
-    game.command("batches", "retry", next(iter(parked)), *BY_GAMEDAY, codes=(0, 1))
+    game.command("batches", "retry", next(iter(parked)), *OPERATOR_OPTIONS, codes=(0, 1))
 
 
 def find_replayed(game: Game) -> None:
@@ -295,7 +295,7 @@ def find_replayed(game: Game) -> None:
 
 def repair(game: Game) -> None:
     """Writes the rows that were lost with the old table."""
-    game.command("reconcile", "--repair", "--rate", "5000", *BY_GAMEDAY)
+    game.command("reconcile", "--repair", "--rate", "5000", *OPERATOR_OPTIONS)
 
 
 # Messages
@@ -317,7 +317,7 @@ def send_garbage_of_one_project(game: Game) -> None:
 def shed_project(game: Game) -> None:
     letters = game.json("dlq", "ls")["letters"]
     game.command("dlq", "show", letters[-1]["id"])
-    game.command("tenants", "kill", str(game.load.garbage_project), "--yes", *BY_GAMEDAY)
+    game.command("tenants", "kill", str(game.load.garbage_project), "--yes", *OPERATOR_OPTIONS)
 
 
 def fix_sdk(game: Game) -> None:
@@ -389,7 +389,7 @@ def commit_beyond_the_end(game: Game) -> None:
     """Commits an offset beyond the end of the log, which can happen after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
-    commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
+    commit(game, 0, game.load.ends[0] + OFFSETS_PAST_END)
     for name in READERS:
         game.run(name)
 
@@ -407,7 +407,7 @@ def commit(game: Game, partition: int, offset: int) -> None:
 
 
 def compare_offsets(game: Game) -> None:
-    game.until(lambda: game.fleet.committed()[0] < BEYOND_THE_END, 60, "partition 0 to start over")
+    game.until(lambda: game.fleet.committed()[0] < OFFSETS_PAST_END, 60, "partition 0 to start over")
     reason = "the offset is beyond the log until the readers start over"
     game.history.exemptions.append(Exemption(game.kept["offset_set_at"], reason, until=time.time()))
     found = game.fleet.committed()

@@ -30,12 +30,12 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.units import MiB
 from tools.gameday.load import Load
 from tools.gameday.prometheus import Alert, Prometheus, is_in_runbook
-from tools.gameday.result import FACTOR, PlayedFault
+from tools.gameday.result import SPEEDUP_FACTOR, PlayedFault
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
-PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
+PROXIED_SERVERS = ("gcs", "clickhouse", "bigquery", "redis")
 RECOVERY_SECONDS_MAX = 120.0
 FIRE_SECONDS_MAX = 150.0
 RESOLVE_SECONDS_MAX = 300.0
@@ -46,8 +46,8 @@ POLL_SECONDS = 0.25
 COMMITS_POLL_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
-# Because their thresholds are divided by FACTOR, these alerts also fire while other processes use the cores of the
-# machine.
+# Because their thresholds are divided by SPEEDUP_FACTOR, these alerts also fire while other processes use the
+# cores of the machine.
 CAUSED_BY_LOAD = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
 # An alert on the burn rate of the error budget resolves only when the late segments have left the windows in its
@@ -122,7 +122,7 @@ class Game:
         self.stack = self._open.enter_context(Stack(place, kafka=kafka, progress=self.say))
         self.stack.start()
         self.proxies: dict[str, FaultProxy] = {}
-        for part in PROXIED:
+        for part in PROXIED_SERVERS:
             proxy = FaultProxy(self.stack.servers[part].address, http=part != "redis")
             self.proxies[part] = self._open.enter_context(proxy)
         self.fleet = Fleet(
@@ -142,7 +142,7 @@ class Game:
             "replays-worker": [f"{HOST}:{self.ports[name]}" for name in WORKERS],
         }
         self.prometheus = Prometheus(
-            self.stack.children, self.stack.directory / "prometheus", targets, factor=FACTOR
+            self.stack.children, self.stack.directory / "prometheus", targets, factor=SPEEDUP_FACTOR
         )
         self.prometheus.start()
         self.load = Load(self.settings, rate)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tools.gameday.prometheus import PanelQuery
 
-FACTOR = 20.0
+SPEEDUP_FACTOR = 20.0
 MESSAGES_PER_SECOND = 20.0
 
 
@@ -47,7 +47,7 @@ class PlayedFault:
 class Result:
     """The result of the game day."""
 
-    factor: float = FACTOR
+    factor: float = SPEEDUP_FACTOR
     rate: float = MESSAGES_PER_SECOND
     kafka: str = ""
     seconds: float = 0.0

@@ -3,7 +3,7 @@
     python -m tools.gameday.run [--json FILE] [--only NAME]        (make gameday)
 
 The embedded stack, two readers, two workers and Flower run under a steady load. A real Prometheus scrapes them and
-evaluates the rules of deploy/prometheus/alerts.yml, with durations divided by FACTOR. Each fault of
+evaluates the rules of deploy/prometheus/alerts.yml, with durations divided by SPEEDUP_FACTOR. Each fault of
 `tools/gameday/faults.py` is injected, and its alert must fire. After the steps of the runbook, the alert must
 resolve, all produced messages must be committed, and the metrics must show that the component has recovered. At
 the end, every expression of the dashboard is queried over the whole run, and `replays-ingest reconcile`

@@ -15,7 +15,7 @@ from tools.image.calls import call
 from tools.image.engine import Engine
 from tools.image.outcome import Lines, StepNotRun, last_line
 
-DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
+DEFAULT_IMAGE_PATTERN = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
 # Packages that the Dockerfile and Celery require, and packages that the official Python image installs from
@@ -40,7 +40,7 @@ BUILD_SECONDS_MAX = 150.0
 
 def wanted(dockerfile: str) -> str:
     """Returns the base image that a Dockerfile names."""
-    found = DEFAULT.search(dockerfile)
+    found = DEFAULT_IMAGE_PATTERN.search(dockerfile)
     if found is None:
         raise ValueError("the Dockerfile has no default for PYTHON_IMAGE")
     return found[1]

@@ -16,7 +16,7 @@ from ingest.local.fleet import Fleet, is_up, log_lines_of
 from ingest.local.servers.processes import Child, LocalError
 from ingest.operate import status
 from tasks.migrate.kafka import SOURCE_PARTITIONS
-from tools.chaos.faults import STEPS_LOGGED
+from tools.chaos.faults import STEPS_LOG_LEVEL
 from tools.mixed.build import Release
 from tools.mixed.phases import Phase, ReleaseName
 
@@ -95,7 +95,7 @@ class MixedFleet:
             before = len(log_lines_of(known, "worker_ready")) if known else 0
             worker = self.fleet.worker(name)
             return lambda: self._wait(lambda: len(log_lines_of(worker, "worker_ready")) > before, worker)
-        reader = self.fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        reader = self.fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOG_LEVEL)
         return lambda: self._wait(lambda: is_up(reader), reader)
 
     def _wait(self, condition: Callable[[], bool], child: Child) -> None:

@@ -29,7 +29,7 @@ from tools.mixed.phases import Phase
 from tools.mixed.result import Line, Result
 
 TRAFFIC_START_SECONDS_MAX = 30.0
-REFUSED_SECONDS_MAX = 60.0
+REFUSAL_SECONDS_MAX = 60.0
 PROGRESS_SECONDS_MAX = 60.0
 SETTLE_SECONDS_MAX = 600.0
 WATCH_SECONDS = 0.5
@@ -39,7 +39,7 @@ SETTINGS = {
     **SHORT_TIMES,
     "REPLAYS_BATCH_MESSAGES_MAX": "20",
     "REPLAYS_HEARTBEAT_SECONDS": "1",
-    "REPLAYS_LOG_LEVEL": "info",  # for readers, the fleet overrides this with `STEPS_LOGGED`
+    "REPLAYS_LOG_LEVEL": "info",  # for readers, the fleet overrides this with `STEPS_LOG_LEVEL`
 }
 
 
@@ -146,13 +146,13 @@ class Run:
 
     def _wait_until_refused(self, since: float) -> None:
         """Waits until a worker has refused a batch. Raises LocalError."""
-        ends_at = time.monotonic() + REFUSED_SECONDS_MAX
+        ends_at = time.monotonic() + REFUSAL_SECONDS_MAX
         while not self._ending.is_set():
             lines = [line for child in self.mixed.readers.values() for line in log_lines_of(child, "batch_parked")]
             if any(batch.refused and batch.at >= since for batch in account.parked(lines, ())):
                 return
             if time.monotonic() > ends_at:
-                raise LocalError(f"no batch of a newer version was refused within {REFUSED_SECONDS_MAX:g} s")
+                raise LocalError(f"no batch of a newer version was refused within {REFUSAL_SECONDS_MAX:g} s")
             self._ending.wait(POLL_SECONDS)
 
     def _wait_for_progress(self, phase: Phase) -> None:

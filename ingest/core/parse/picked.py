@@ -17,7 +17,7 @@ import msgspec
 from ingest.core.parse.shapes import NULL, SHORT_CHARACTERS_MAX, Number, Short, Text
 
 LIST_MAX = 256
-INNER_BYTES_MAX = 1024 * 1024
+INNER_OBJECT_BYTES_MAX = 1024 * 1024
 NUMBER_BYTES_MAX = 64
 # The longest encoding of one character is a pair of escaped surrogates.
 ESCAPED_BYTES = 12
@@ -28,7 +28,7 @@ Shape = TypeVar("Shape", bound=msgspec.Struct)
 _QUOTE, _TRUE, _FALSE, _BRACKET, _BRACE = b'"tf[{'
 _NUMERIC = b"-0123456789"
 
-_WRONG = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _decode = msgspec.json.Decoder().decode
 _decode_number = msgspec.json.Decoder(Number).decode
 _decode_pair = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw]).decode
@@ -51,7 +51,7 @@ def picked_from(shape: type[Shape], found: Any) -> Shape:
         if raw is not NULL:
             try:
                 values[name] = _value(raw, kind, inner)
-            except _WRONG:
+            except _DECODE_ERRORS:
                 continue
     return shape(**values)
 
@@ -87,7 +87,7 @@ def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> A
     if kind is msgspec.Raw:
         return raw
     if inner is not None:
-        return picked(inner, raw) if memoryview(raw).nbytes <= INNER_BYTES_MAX else None
+        return picked(inner, raw) if memoryview(raw).nbytes <= INNER_OBJECT_BYTES_MAX else None
     if kind == Short:
         return _short(raw)
     if kind == Text:
@@ -147,7 +147,7 @@ def _element(raw: msgspec.Raw) -> Any:
         return text_of(raw)
     try:
         return [_short(side) for side in _decode_pair(raw)]
-    except _WRONG:
+    except _DECODE_ERRORS:
         return None
 
 

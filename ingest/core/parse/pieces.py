@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 PIECE_BYTES = 1024 * 1024
 # Recordings up to this size are decoded as one piece, because that needs little memory.
-WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
+SINGLE_PIECE_BYTES_MAX = 3 * PIECE_BYTES // 2
 # A piece that ends inside an event is retried with a larger size, by this factor each time, and finally with the
 # rest of the recording.
 GROWTH_FACTOR = 8
@@ -32,7 +32,7 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
 
     Each candidate except the last is at a comma between two objects.
     """
-    if len(raw) - start > WHOLE_BYTES_MAX:
+    if len(raw) - start > SINGLE_PIECE_BYTES_MAX:
         usual, longer, longest = (start + PIECE_BYTES * GROWTH_FACTOR**times for times in range(3))
         stop = _end_of_event(raw, start, usual, longer)
         if stop < 0:

@@ -25,19 +25,19 @@ except (ImportError, ValueError):  # not built into this Python, or refused by i
     from hashlib import md5
 
 UINT16_MAX = 2**16 - 1
-TRUSTED_SECONDS = 30 * 86400
+CLOCK_SKEW_SECONDS_MAX = 30 * 86400
 # The time at which a table deletes a row, its timestamp plus its retention, is computed in 32-bit Unix seconds. An
 # overflow would wrap into the past and delete the row immediately. A retention of 40 years does not overflow until
 # 2066.
 RETENTION_DAYS_MAX = 14_600
-TIMESTAMP_SECONDS_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
+TIMESTAMP_SECONDS_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - CLOCK_SKEW_SECONDS_MAX
 # Approximate overhead of a row and of a metric, in bytes.
 ROW_BYTES, METRIC_BYTES = 32, 64
 # Bytes for the table name and the column list in a batch's protobuf rows, added to the size of each segment.
 COLUMNS_BYTES = 320
 OVERSIZED_BYTES = 20_000_000
 
-SECONDS_CACHED_MAX = 4096
+CACHED_TIMES_MAX = 4096
 # Looking up a member of an enum is slow.
 _COUNTER, _DISTRIBUTION = MetricKind.COUNTER, MetricKind.DISTRIBUTION
 
@@ -67,7 +67,7 @@ def plausible_time(received: int, timestamp_ms: int) -> int:
     if kafka > 0:
         return (
             received
-            if abs(received - kafka) <= TRUSTED_SECONDS and received <= TIMESTAMP_SECONDS_MAX
+            if abs(received - kafka) <= CLOCK_SKEW_SECONDS_MAX and received <= TIMESTAMP_SECONDS_MAX
             else min(kafka, TIMESTAMP_SECONDS_MAX)
         )
     return received if received <= TIMESTAMP_SECONDS_MAX else 0
@@ -93,7 +93,11 @@ def proto_bytes(framed: bytes) -> int:
 def plausible_seconds(seconds: float, at: int) -> float:
     """Returns the event's time if it is plausible compared with the segment's time, otherwise the segment's
     time."""
-    return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
+    return (
+        seconds
+        if -CLOCK_SKEW_SECONDS_MAX <= seconds - at <= CLOCK_SKEW_SECONDS_MAX and 0 <= seconds <= UINT32_MAX
+        else at
+    )
 
 
 def moment(seconds: float) -> str:
@@ -106,7 +110,7 @@ def moment(seconds: float) -> str:
     return f"{_second(second)}.{str(fraction).zfill(6)}Z" if fraction else f"{_second(second)}Z"
 
 
-@lru_cache(maxsize=SECONDS_CACHED_MAX)
+@lru_cache(maxsize=CACHED_TIMES_MAX)
 def _second(second: int) -> str:
     """Formats a time in whole seconds as RFC 3339, but without the final `Z`. The result is cached, because many
     facts have the same second."""

@@ -40,14 +40,14 @@ RAGE_CLICKS_MIN = 5
 TEXT_MAX, TITLE_MAX, ROLE_MAX, MESSAGE_MAX, CLASSES_MAX = 1024, 64, 32, 1024, 10
 # Ten class names and the spaces between them, with some margin.
 CLASSES_CHARACTERS_MAX = 2 * CLASSES_MAX * (TEXT_MAX + 1)
-SCALAR_MAX = 2048
+SCALAR_CHARACTERS_MAX = 2048
 # Maximum number of characters in a byte count.
 SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
 NUMBER_MAX = 2.0**63  # a float, because comparing a float with a large int is slow
 # Larger timestamps are in milliseconds. Interpreted as Unix seconds, this value falls in the year 5138.
-MILLISECONDS_MIN = 1e11
+UNIX_MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
     "blockAllMedia",
@@ -493,10 +493,10 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
     if start is None:
         seconds, duration = _event_seconds(event), None
     else:
-        seconds = start if start <= MILLISECONDS_MIN else start / 1000
+        seconds = start if start <= UNIX_MILLISECONDS_MIN else start / 1000
         duration = None
         if end is not None:
-            duration = round((end if end <= MILLISECONDS_MIN else end / 1000) - seconds, 6)
+            duration = round((end if end <= UNIX_MILLISECONDS_MIN else end / 1000) - seconds, 6)
             if not -NUMBER_MAX < duration < NUMBER_MAX:
                 duration = None
     if op in REQUESTS:
@@ -612,7 +612,7 @@ def _text(value: Any, length_max: int) -> str:
 def _scalar(value: Any) -> Any:
     """Returns a string of limited length, or a number that all sinks can hold; None for anything else."""
     if isinstance(value, str):
-        return value[:SCALAR_MAX]
+        return value[:SCALAR_CHARACTERS_MAX]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -625,7 +625,7 @@ def _seconds(payload_time: float | None, event: Custom) -> float:
     Milliseconds, which some SDKs and pages send, are converted."""
     if payload_time is None:
         return _event_seconds(event)
-    return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
+    return payload_time / 1000 if payload_time > UNIX_MILLISECONDS_MIN else payload_time
 
 
 def _identifying_seconds(payload: BreadcrumbPayload) -> float:
@@ -634,7 +634,7 @@ def _identifying_seconds(payload: BreadcrumbPayload) -> float:
     time = payload.timestamp
     if time is None:
         raise MalformedEvent("a click or tap without a timestamp, which is part of its identity")
-    return time / 1000 if time > MILLISECONDS_MIN else time
+    return time / 1000 if time > UNIX_MILLISECONDS_MIN else time
 
 
 def _event_seconds(event: Event) -> float:
@@ -643,4 +643,4 @@ def _event_seconds(event: Event) -> float:
     time = event.timestamp
     if time is None:
         return 0.0
-    return time / 1000 if time > MILLISECONDS_MIN else time
+    return time / 1000 if time > UNIX_MILLISECONDS_MIN else time

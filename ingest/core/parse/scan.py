@@ -32,7 +32,7 @@ from ingest.core.parse.events import (
     Meta,
 )
 from ingest.core.parse.picked import number_of
-from ingest.core.parse.pieces import WHOLE_BYTES_MAX, piece, stops
+from ingest.core.parse.pieces import SINGLE_PIECE_BYTES_MAX, piece, stops
 from ingest.core.parse.shapes import NULL
 from ingest.core.parse.surrogates import without_lone_surrogates
 
@@ -50,7 +50,7 @@ OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
 # Measured costs in budget units: per array element, per byte decoded again, per event read, per exception.
 _UNITS_PER_ELEMENT, _UNITS_PER_REDECODED_BYTE, _UNITS_PER_EVENT, _UNITS_PER_MALFORMED = 0.05, 0.001, 1.0, 3.0
-_UNITS_PER_INCREMENTAL = 0.7
+_UNITS_PER_INCREMENTAL_EVENT = 0.7
 
 
 class _LeanCustomEvent(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
@@ -83,10 +83,10 @@ _canvas: Any = Union[
     (_LeanCustomEvent, _LeanMetaEvent, *(_unread | {INCREMENTAL: _LeanIncrementalEvent}).values())
 ]
 # An array of at most this many elements; a longer array fails to decode.
-_FEW = 4
+_FEW_ELEMENTS = 4
 _few: Any = msgspec.defstruct(
     "Few",
-    [(f"element{number}", msgspec.Raw, NULL) for number in range(_FEW)],
+    [(f"element{number}", msgspec.Raw, NULL) for number in range(_FEW_ELEMENTS)],
     array_like=True,
     forbid_unknown_fields=True,
     gc=False,
@@ -97,7 +97,7 @@ _decode_canvas: _Decode = msgspec.json.Decoder(list[_canvas]).decode
 _decode_few: Callable[[Any], Any] = msgspec.json.Decoder(_few).decode
 _decode_raws: _Decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _READ_TYPES = frozenset((Custom, Meta))
-_LEAN_READ = frozenset((_LeanCustomEvent, _LeanMetaEvent, _LeanIncrementalEvent))
+_LEAN_READ_TYPES = frozenset((_LeanCustomEvent, _LeanMetaEvent, _LeanIncrementalEvent))
 _ODD_EVENT_ERRORS = (msgspec.ValidationError, UnicodeDecodeError)
 
 _not_a_number = re.compile(rb"NaN|Infinity").search
@@ -128,7 +128,7 @@ class Scan:
         self._decode = _decode_canvas if canvas else _decode_lean
 
     def __iter__(self) -> Iterator[tuple[int, Event]]:
-        if not self._canvas and len(self._raw) <= WHOLE_BYTES_MAX:
+        if not self._canvas and len(self._raw) <= SINGLE_PIECE_BYTES_MAX:
             try:
                 found = _decode_usual(self._raw)
             except (*_ODD_EVENT_ERRORS, RecursionError, msgspec.DecodeError):
@@ -221,7 +221,7 @@ class Scan:
         first = self.count
         self.count += len(found)
         for place, lean in enumerate(found):
-            if type(lean) in _LEAN_READ:
+            if type(lean) in _LEAN_READ_TYPES:
                 event = self._read(lean, items[place] if items else None)
                 if event is not None:
                     yield first + place, event
@@ -299,7 +299,7 @@ class Scan:
         """Reads an event whose outer shape is correct. `item` is the event's JSON, if canvas mutations are
         requested."""
         if isinstance(lean, _LeanIncrementalEvent):
-            self._budget.spend(_UNITS_PER_INCREMENTAL)
+            self._budget.spend(_UNITS_PER_INCREMENTAL_EVENT)
             if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:
                 return None
             self._budget.spend(_UNITS_PER_EVENT)

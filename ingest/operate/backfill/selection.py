@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ingest.core.parse.document import UINT32_MAX
-from ingest.core.parse.rows import TRUSTED_SECONDS, hashed
+from ingest.core.parse.rows import CLOCK_SKEW_SECONDS_MAX, hashed
 from ingest.operate.backfill.rebuild import StoredSegment
 from ingest.operate.reconcile.presence import CONDITIONS
 from ingest.operate.reconcile.problem import numbers, uuids
@@ -131,8 +131,9 @@ class StoredSegments:
             f"WHERE project_id IN ({numbers(segment.project_id for segment in page)}) "
             f"AND replay_id IN ({replays}) "
             f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
-            f"AND timestamp BETWEEN toDateTime({max(0, min(times) - TRUSTED_SECONDS)}) "
-            f"AND toDateTime({min(UINT32_MAX, max(times) + TRUSTED_SECONDS)}) AND event_hash IN ({uuids(hashes)})"
+            f"AND timestamp BETWEEN toDateTime({max(0, min(times) - CLOCK_SKEW_SECONDS_MAX)}) "
+            f"AND toDateTime({min(UINT32_MAX, max(times) + CLOCK_SKEW_SECONDS_MAX)}) "
+            f"AND event_hash IN ({uuids(hashes)})"
         ).result_rows
         known = {(project, *hashes[event]): environment for project, event, environment in rows}
         return [replace(segment, environment=known.get(segment.key, "")) for segment in page]

@@ -36,7 +36,7 @@ class ReplaySummary:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-ERASURES_SECONDS_MAX = 5.0
+ERASURES_RELOAD_SECONDS = 5.0
 """Interval at which erasures are reloaded during a long run."""
 
 
@@ -148,7 +148,7 @@ class _Sender:
 
     def _refresh_erasures(self) -> None:
         """Raises DeadLettersUnavailable."""
-        if time.monotonic() - self._loaded_at < ERASURES_SECONDS_MAX:
+        if time.monotonic() - self._loaded_at < ERASURES_RELOAD_SECONDS:
             return
         self._erasures, self._loaded_at = current_erasures(self._settings), time.monotonic()
         self._originals.follow(self._erasures)

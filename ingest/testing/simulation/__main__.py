@@ -25,12 +25,12 @@ from ingest.testing.simulation.shrink import Outcome, run_world, shortest
 
 CHUNK_SEEDS = 50
 HISTORIES_PRINTED_MAX = 3
-START_MAX = 1_000_000_000
+START_SEED_MAX = 1_000_000_000
 
 
 def random_start() -> int:
     """Returns a random first seed."""
-    return secrets.randbelow(START_MAX)
+    return secrets.randbelow(START_SEED_MAX)
 
 
 def expected_marks() -> list[str]:

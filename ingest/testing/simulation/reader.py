@@ -45,7 +45,7 @@ from tasks.wire import batch_key
 STEP_SECONDS = 0.2
 UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
-RECREATED_SECONDS_MAX = 2.0
+RECREATION_SECONDS_MAX = 2.0
 POISON_PREFIX = "poison"
 PROJECTS = 5
 UNUSUAL_MESSAGE_INTERVAL = 9
@@ -326,7 +326,7 @@ class Reader:
             self._other_topic_since = None
         elif self._other_topic_since is None:
             self._other_topic_since = now
-        elif now - self._other_topic_since >= RECREATED_SECONDS_MAX:
+        elif now - self._other_topic_since >= RECREATION_SECONDS_MAX:
             self._other_topic_since = None
             self._trace.mark("topic_found_recreated")
             self.source.rejoin()

@@ -53,7 +53,7 @@ CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
 # If the server reports the first of the remaining rows as bad this many consecutive times, it probably refuses all
 # of them.
-FIRST_ROW_NAMED_MAX = 3
+FIRST_ROW_REPORTS_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
 
 
@@ -210,7 +210,7 @@ class _Write:
         while wanted:
             row = row_of(failure.message)
             first = first + 1 if row == 0 else 0
-            too_many = refused >= NAMED_ROWS_MAX or first > FIRST_ROW_NAMED_MAX
+            too_many = refused >= NAMED_ROWS_MAX or first > FIRST_ROW_REPORTS_MAX
             if row is None or row >= len(wanted) or too_many:
                 self._outcome.note(self._blame_single_row(failure, wanted), wanted)
                 return

@@ -45,7 +45,7 @@ from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import Blob
 
 PROBE = b"replays-ingest check"
-COMPARED = f"?fields={COMPARED_FIELDS}"
+COMPARED_FIELDS_QUERY = f"?fields={COMPARED_FIELDS}"
 
 __all__ = ["GcsSink", "client", "crc32c", "is_packed"]
 
@@ -173,7 +173,7 @@ class _Probe:
         failure = failure_of(wanted, end)
         if failure is None or not may_be_stored(end, failure):
             return failure
-        stored = self._send(self.uploader.object_url(self.name, COMPARED), Method.GET, self._headers)
+        stored = self._send(self.uploader.object_url(self.name, COMPARED_FIELDS_QUERY), Method.GET, self._headers)
         return compare_stored(wanted, end, failure, stored)
 
     def read_back(self) -> Failure | None:

@@ -161,7 +161,7 @@ BLAME_BY_REASON: dict[str, Blame] = {
     "requestTooLarge": Blame.SIZE,
     "uploadTooLarge": Blame.SIZE,
 }
-_BLAME_BY_LOWER_REASON = {reason.lower(): blame for reason, blame in BLAME_BY_REASON.items()}
+_BLAME_BY_LOWERCASE_REASON = {reason.lower(): blame for reason, blame in BLAME_BY_REASON.items()}
 
 # A request that exceeds the front end's size limit gets a 400 whose reason does not mention the size.
 _TOO_LARGE = re.compile(
@@ -183,7 +183,9 @@ def blame_of_reasons(reasons: list[str]) -> Blame | None:
     """Returns the cause that the reasons in one error indicate; None if they add nothing to the error's status.
     SERVER takes precedence, because its reasons include overload."""
     found = [
-        _BLAME_BY_LOWER_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_BY_LOWER_REASON
+        _BLAME_BY_LOWERCASE_REASON[reason.lower()]
+        for reason in reasons
+        if reason.lower() in _BLAME_BY_LOWERCASE_REASON
     ]
     return SERVER if SERVER in found else found[0] if found else None
 

@@ -27,7 +27,7 @@ from tasks.units import KiB, MiB
 ANSWER_BYTES_MAX = 64 * KiB
 CONNECT_SECONDS_MAX = 10.0
 # A small body is passed as a whole; a larger one is read by libcurl in chunks, so that it is not copied.
-WHOLE_BYTES_MAX = 1 * MiB
+WHOLE_BODY_BYTES_MAX = 1 * MiB
 WAIT_SECONDS_MAX = 1.0
 
 # These require an operator. Any other failure without a response is attributed to the network or the server, and
@@ -182,7 +182,7 @@ class Transfers:
         `wanted_headers`: lower-case names of the headers to keep from the response.
         """
         assert self.room
-        small = len(body) <= WHOLE_BYTES_MAX
+        small = len(body) <= WHOLE_BODY_BYTES_MAX
         request = _RunningRequest(key, body, wanted_headers, reusable=small and method is Method.POST)
         handle = self._idle.pop() if self._idle and request.reusable else _handle(self._ca_file)
         handle.setopt(pycurl.URL, url)

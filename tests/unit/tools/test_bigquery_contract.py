@@ -11,8 +11,8 @@ import pytest
 
 from ingest.local.servers.processes import LocalError
 from tools.bigquery_contract.operations import OPERATIONS
-from tools.bigquery_contract.page import NOT_RUN, RESULT, SAME, page_of
-from tools.bigquery_contract.servers import OURS, PACKAGES, installed, interpreter
+from tools.bigquery_contract.page import AS_DOCUMENTED, NOT_RUN, RESULT, page_of
+from tools.bigquery_contract.servers import EMULATOR, PACKAGES, installed, interpreter
 from tools.bigquery_contract.target import Target, plain
 
 COMMITTED = json.loads(RESULT.read_text())
@@ -21,12 +21,12 @@ COMMITTED = json.loads(RESULT.read_text())
 def test_the_committed_result_has_every_operation_on_every_server() -> None:
     """A new operation, or another pinned version, requires a new run."""
     assert list(COMMITTED["operations"]) == [chosen.name for chosen in OPERATIONS]
-    assert set(COMMITTED["servers"]) == {OURS, *(package.name for package in PACKAGES)}
+    assert set(COMMITTED["servers"]) == {EMULATOR, *(package.name for package in PACKAGES)}
     for package in PACKAGES:
         assert COMMITTED["servers"][package.name].startswith(package.version)
     for name, entry in COMMITTED["operations"].items():
         assert entry.keys() == COMMITTED["servers"].keys(), name
-        assert entry[OURS] == "", name
+        assert entry[EMULATOR] == "", name
 
 
 @pytest.mark.parametrize("chosen", OPERATIONS, ids=lambda chosen: chosen.name)
@@ -50,7 +50,7 @@ def test_the_page_shows_what_differs_and_what_was_not_run() -> None:
 
     assert "2026-01-02" in page
     assert "| one | 1 | 0 of 1 |" in page
-    assert f"| a\\|b \\*c\\* | {SAME} |" in page
+    assert f"| a\\|b \\*c\\* | {AS_DOCUMENTED} |" in page
     assert f"| {NOT_RUN} | {NOT_RUN} |" in page
 
 

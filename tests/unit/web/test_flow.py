@@ -106,7 +106,7 @@ def test_what_must_be_acted_on_comes_first():
     """Alerts that need action come first; backpressure comes later, because it is a consequence."""
     found = alerts(status(readers=(reader(paused=True),), parked=(PARKED,)))
 
-    assert [one.severity for one in found] == [Severity.ACT, Severity.WATCH]
+    assert [one.severity for one in found] == [Severity.ACTION_REQUIRED, Severity.WATCH]
     assert "the first for 600 s" in found[0].text
 
 

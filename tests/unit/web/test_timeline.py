@@ -43,7 +43,7 @@ from ingest.web.timeline import (
     BODY_CHARACTERS_MAX,
     CHARACTERS_MAX,
     MARKS_MAX,
-    TEXT_MAX,
+    TEXT_CHARACTERS_MAX,
     HttpMessage,
     Timeline,
     add_errors,
@@ -338,10 +338,10 @@ def test_a_hostile_recording_is_bounded():
     """The number of marks and the length of strings are bounded, and the timeline says whether marks were left
     out.
     """
-    found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
+    found = timeline([console_event("x" * (TEXT_CHARACTERS_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)
-    assert len(found.marks[0].title) == TEXT_MAX
+    assert len(found.marks[0].title) == TEXT_CHARACTERS_MAX
     assert not timeline([console_event()] * MARKS_MAX).truncated
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.sinks.http.answers import Answer
-from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxies, Transfers
+from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BODY_BYTES_MAX, Proxies, Transfers
 from tasks.sinks.outcome import Blame, Failure
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Reply
@@ -39,7 +39,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
     bodies = {
         "empty": b"",
         "small": memoryview(b"<<view>>")[2:6],
-        "bound": os.urandom(WHOLE_BYTES_MAX),
+        "bound": os.urandom(WHOLE_BODY_BYTES_MAX),
         "large": memoryview(os.urandom(3 * MiB + 7)),
     }
     with answering(lambda request: Reply(body=request.path.encode())) as (url, requests):
