@@ -38,7 +38,7 @@ from tasks.sinks.bigquery.storage_write import StorageWriteSink
 from tasks.units import MiB
 from tasks.wire import SinkName, decode_items, encode_items
 
-SECONDS_MAX = 60.0
+CALL_SECONDS_MAX = 60.0
 NOON = 1_795_000_000
 READ_BYTES = MiB
 FACTS_PER_SEGMENT = 20
@@ -158,11 +158,11 @@ def measure(rows: int, rounds: int, http_port: int, grpc_port: int) -> dict[str,
     everything = list(range(rows))
 
     def inserts() -> None:
-        insert_all.write(decode_items(SinkName.BIGQUERY, payloads[INSERT_ALL]), "token", SECONDS_MAX)  # type: ignore[arg-type]
+        insert_all.write(decode_items(SinkName.BIGQUERY, payloads[INSERT_ALL]), "token", CALL_SECONDS_MAX)  # type: ignore[arg-type]
 
     def appends(payload: bytes) -> None:
         found: Any = decode_items(SinkName.BIGQUERY, payload)
-        storage.write_recorded(found, everything, DiscardedRecord(), SECONDS_MAX)
+        storage.write_recorded(found, everything, DiscardedRecord(), CALL_SECONDS_MAX)
 
     result = medians(
         {
@@ -195,7 +195,7 @@ def main() -> None:
     server = multiprocessing.get_context("spawn").Process(target=serve, args=ports, daemon=True)
     server.start()
     try:
-        wait_until(lambda: all(map(is_listening, ports)), SECONDS_MAX, "the servers")
+        wait_until(lambda: all(map(is_listening, ports)), CALL_SECONDS_MAX, "the servers")
         found = measure(arguments.rows, arguments.rounds, *ports)
     finally:
         server.kill()

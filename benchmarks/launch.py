@@ -19,7 +19,7 @@ Role = tuple[str, Child]
 def start(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[Role]:
     """Starts the system, and returns (role, process) of each process that this program starts itself."""
     if shape.system == "ours":
-        return _ours(bench, shape, env, tag)
+        return _start_own_system(bench, shape, env, tag)
     if shape.system == "p5":
         return _tasks(bench, shape, env, tag)
     if shape.system == "p4":
@@ -31,7 +31,7 @@ def _pinned(shape: Shape) -> list[str]:
     return ["taskset", "-c", ",".join(map(str, shape.cores))]
 
 
-def _ours(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[Role]:
+def _start_own_system(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[Role]:
     """Starts workers and readers. They are assigned to the shards in turn."""
     started = []
     for role, count in (("worker", shape.workers), ("reader", shape.readers)):

@@ -84,13 +84,16 @@ def attempted(counts: Mapping[str, int], fault: str) -> int:
 
 
 def reached(
-    ends: Mapping[int, int], committed: Mapping[int, int], start: Mapping[int, int], now_ends: Mapping[int, int]
+    ends: Mapping[int, int],
+    committed: Mapping[int, int],
+    start: Mapping[int, int],
+    current_ends: Mapping[int, int],
 ) -> dict[str, int]:
     """Returns the milestones that were reached according to these offsets, with the lag in messages.
 
     `ends` and `start`: log end offsets and committed offsets at the end of the outage, by partition.
     """
-    found = {"lag": sum(now_ends[partition] - committed[partition] for partition in now_ends)}
+    found = {"lag": sum(current_ends[partition] - committed[partition] for partition in current_ends)}
     if any(committed[partition] > start[partition] for partition in start):
         found[COMMIT] = 1
     if any(committed[partition] > ends[partition] for partition in ends):

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from tasks.loading import SettingsError, load_strictly
-from tasks.settings import ENV_PREFIX, not_above
+from tasks.settings import ENV_PREFIX, ensure_not_above
 from tasks.settings import Settings as FleetSettings
 from tasks.units import KiB, MiB
 
@@ -340,8 +340,8 @@ class Settings(FleetSettings):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
-        not_above(self, "retry_backoff_seconds", "retry_backoff_seconds_max")
-        not_above(self, "batch_bytes_max", "in_flight_bytes_max")
+        ensure_not_above(self, "retry_backoff_seconds", "retry_backoff_seconds_max")
+        ensure_not_above(self, "batch_bytes_max", "in_flight_bytes_max")
         if self.flush_deadline_seconds >= self.staged_ttl_seconds:
             raise ValueError(
                 f"{_variable('flush_deadline_seconds')}={self.flush_deadline_seconds:g} is not below "

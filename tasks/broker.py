@@ -86,7 +86,7 @@ class Channel(redis.Channel):
         """`asynchronous`: for connections polled by the event loop, which must be notified when one is closed."""
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.link.address.database)
         # This pool does not retry, because kombu and Celery do, and they know which commands may be sent twice.
-        pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
+        pool = self.link.pool(0, self._notifying_class if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:
             self._async_sentinel_manager = manager  # both pools are closed with the channel
@@ -97,7 +97,7 @@ class Channel(redis.Channel):
     def _get_client(self) -> Any:
         return partial(_Client, global_keyprefix=self.global_keyprefix)
 
-    def _polled(self, kind: type[Any]) -> type[Any]:
+    def _notifying_class(self, kind: type[Any]) -> type[Any]:
         channel: Any = self
 
         class Polled(kind):  # type: ignore[misc]

@@ -111,7 +111,7 @@ class Coordination:
         pipe.time()
         _, _, found, _, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = _forgotten(found, now, READER_EXPIRY_SECONDS)
+        silent = _expired_names(found, now, READER_EXPIRY_SECONDS)
         if silent:
             self.client.hdel(self._readers, *silent)
         self._trend.add(reader, entry)
@@ -140,7 +140,7 @@ class Coordination:
         pipe.time()
         _, _, found, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = _forgotten(found, now, WORKER_EXPIRY_SECONDS)
+        silent = _expired_names(found, now, WORKER_EXPIRY_SECONDS)
         if silent:
             self.client.hdel(self._workers, *silent)
 
@@ -248,7 +248,7 @@ def _silent_seconds(entry: bytes, now: float) -> float:
     return max(0.0, now - msgspec.json.decode(entry, type=_LastSeen).seen_at)
 
 
-def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
+def _expired_names(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
     """Returns the names of entries that are expired or invalid."""
     gone = []
     for name, text in found.items():

@@ -161,7 +161,7 @@ class FactEncoder:
         )
 
 
-def are_known(columns: Columns) -> bool:
+def are_columns_known(columns: Columns) -> bool:
     """Returns whether this release can describe rows with these columns to BigQuery."""
     names = [name for name, _ in columns]
     return (

@@ -559,8 +559,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_backoff_bounds(self) -> Self:
-        not_above(self, "task_backoff_seconds", "task_backoff_seconds_max")
-        not_above(self, "breaker_cool_seconds", "breaker_cool_seconds_max")
+        ensure_not_above(self, "task_backoff_seconds", "task_backoff_seconds_max")
+        ensure_not_above(self, "breaker_cool_seconds", "breaker_cool_seconds_max")
         return self
 
     @model_validator(mode="after")
@@ -615,7 +615,7 @@ class Settings(BaseSettings):
         return self
 
 
-def not_above(settings: Settings, low: str, high: str) -> None:
+def ensure_not_above(settings: Settings, low: str, high: str) -> None:
     """Raises ValueError with both names if the first setting is greater than the second."""
     first, second = getattr(settings, low), getattr(settings, high)
     if first > second:

@@ -97,7 +97,7 @@ def credentials(header: str) -> str:
         return ""
 
 
-def is_one_of(login: str, people: Sequence[str]) -> bool:
+def is_known_login(login: str, people: Sequence[str]) -> bool:
     """Returns True if `login` is one of these logins. Compares `login` with all of them, in constant time."""
     fits = [hmac.compare_digest(login.encode(), person.encode()) for person in people]
     return any(fits)

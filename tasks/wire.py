@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import msgspec
 
-from tasks.proto_rows import Columns, are_known, fact_id, joined, places_of, to_json
+from tasks.proto_rows import Columns, are_columns_known, fact_id, joined, places_of, to_json
 
 VERSION = 1
 MANIFEST = "manifest"
@@ -276,7 +276,7 @@ def _encoded_rows(staged: ProtoRows) -> EncodedRows:
         staged.rows
     ):
         raise _unreadable_rows("their number does not fit their size")
-    if not are_known(staged.columns):
+    if not are_columns_known(staged.columns):
         raise Incompatible(
             "the staged rows of bigquery have columns that this release cannot describe: upgrade the workers "
             "before the readers"

@@ -35,7 +35,7 @@ class Share:
     covered: int = 0
 
     @property
-    def per_cent(self) -> float:
+    def percent(self) -> float:
         """Covered percentage; 0 if nothing was measured."""
         return 100 * self.covered / self.total if self.total else 0.0
 
@@ -86,13 +86,13 @@ def main() -> int:
     below = 0
     for package, floor in sorted(packages.items()):
         share = shares[package]
-        failed = share.per_cent < floor
+        failed = share.percent < floor
         below += failed
         table.add_row(
             package,
             f"{share.total:,}",
             f"{share.covered:,}",
-            f"{share.per_cent:.1f}",
+            f"{share.percent:.1f}",
             f"{floor:g}",
             "BELOW" if failed else "ok",
         )

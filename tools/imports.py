@@ -378,11 +378,11 @@ def table() -> str:
     lines = ["| package | own packages | third parties |", "| --- | --- | --- |"]
     for package in TABLE:
         names = ", ".join(f"`{name.replace('.', '/')}`" for name in package.modules)
-        lines.append(f"| {names} | {_ours(package)} | {_libraries(package)} |")
+        lines.append(f"| {names} | {_own_packages(package)} | {_libraries(package)} |")
     return "\n".join(lines)
 
 
-def _ours(package: Package) -> str:
+def _own_packages(package: Package) -> str:
     if package.ours is None:
         return "all above"
     return ", ".join(f"`{name.replace('.', '/')}`" for name in package.ours) or "nothing"

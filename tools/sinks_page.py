@@ -85,7 +85,7 @@ def _statuses() -> Iterator[str]:
         proxies and gateways. `Retry-After`, in seconds or as a date, is honored up to one hour. A success status
         without proof is classified as `network`."""
     )
-    yield _by_blame({str(status): blame for status, blame in answers.BLAME_BY_STATUS.items()}, "statuses")
+    yield _table_by_blame({str(status): blame for status, blame in answers.BLAME_BY_STATUS.items()}, "statuses")
 
 
 def _google() -> Iterator[str]:
@@ -99,7 +99,9 @@ def _google() -> Iterator[str]:
         its batch is parked instead. A row that BigQuery refuses with `no such field` is classified as `table`.
         Rows refused as `stopped` are written again, without the rows that caused the refusal."""
     )
-    yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_BY_REASON.items()}, "reasons")
+    yield _table_by_blame(
+        {f"`{reason}`": blame for reason, blame in google_errors.BLAME_BY_REASON.items()}, "reasons"
+    )
     yield _text(
         """Responses of the Storage Write API are classified by the error code that BigQuery adds to them. Without
         such a code, the gRPC status is classified like the HTTP status that corresponds to it. Rows that a
@@ -109,7 +111,7 @@ def _google() -> Iterator[str]:
         were not stored are written to another stream."""
     )
     storage = {f"`{code.name}`": blame for code, blame in append_answers.BLAME_BY_CODE.items()}
-    yield _by_blame(storage, "codes of the Storage Write API")
+    yield _table_by_blame(storage, "codes of the Storage Write API")
 
 
 def _clickhouse() -> Iterator[str]:
@@ -121,7 +123,7 @@ def _clickhouse() -> Iterator[str]:
         `table`. Status 413 is classified as `size` regardless of the code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_BY_CODE.items()}
-    yield _by_blame(codes, "codes")
+    yield _table_by_blame(codes, "codes")
 
 
 def _kafka() -> Iterator[str]:
@@ -136,7 +138,7 @@ def _kafka() -> Iterator[str]:
         for name, blame in sorted(kafka_errors.BLAME_BY_NAME.items())
         if name not in kafka_errors.OTHER_CLIENTS
     }
-    yield _by_blame(names_of_producers, "codes")
+    yield _table_by_blame(names_of_producers, "codes")
 
 
 def _network() -> Iterator[str]:
@@ -146,10 +148,10 @@ def _network() -> Iterator[str]:
         tunnel is classified by the HTTP status of the refusal, as above."""
     )
     names = {getattr(pycurl, name): name for name in sorted(dir(pycurl)) if CURL_CODE.match(name)}
-    yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_BY_CODE.items()}, "codes")
+    yield _table_by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_BY_CODE.items()}, "codes")
 
 
-def _by_blame(blames: Mapping[str, Blame], what: str) -> str:
+def _table_by_blame(blames: Mapping[str, Blame], what: str) -> str:
     """Returns a table with one row per cause."""
     rows = (
         (f"`{blame.value}`", ", ".join(name for name, found in blames.items() if found is blame))

@@ -47,9 +47,9 @@ class Commits:
             return False
         if self._refused_at is not None:
             return now - self._refused_at >= interval_seconds
-        return urgent or taken_until > self.recorded_until or self.interval_over(now)
+        return urgent or taken_until > self.recorded_until or self.is_interval_over(now)
 
-    def interval_over(self, now: float) -> bool:
+    def is_interval_over(self, now: float) -> bool:
         """Returns True if the last commit was sent at least one interval ago."""
         return now - self._sent_at >= self._limits.commit_interval_seconds
 

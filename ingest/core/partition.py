@@ -123,7 +123,7 @@ class Partition:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
         # Skipping to the log end is rate-limited, because each skip costs a commit.
-        may_pass = idle and self.commits.interval_over(now)
+        may_pass = idle and self.commits.is_interval_over(now)
         if may_pass and self._ledger.skip_gap(self.source, self.end.end):
             self.position = self.end.end
 

@@ -411,7 +411,7 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
-        self._count_waiting(now)
+        self._count_idle_time(now)
         taking = self.halted is None and self.stopping_by is None
         idle = self._is_idle()
         for owned in self._owned.values():
@@ -458,7 +458,7 @@ class Pipeline:
             self._renewed_at = now
             yield from filter(None, (flight.renew(now) for flight in self.in_flight))
 
-    def _count_waiting(self, now: float) -> None:
+    def _count_idle_time(self, now: float) -> None:
         """Counts the time since the last tick as idle for each partition that was being fetched, and was at the
         end of its log, at both ticks.
 

@@ -358,7 +358,7 @@ class Metrics:
         self._lag.polled(messages)
         self._cpu_at = self._cpu()
 
-    def parsed_for(self, seconds: float) -> None:
+    def add_parse_seconds(self, seconds: float) -> None:
         """Adds the parsing time of one poll."""
         self._parse_seconds += seconds
 

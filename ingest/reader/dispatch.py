@@ -206,10 +206,10 @@ class Dispatcher:
                 self._forget(next(iter(self._manifests)))
             encoded = self._encoder.encode(batch)
             self._manifests[key], self._unsent[key] = encoded.manifest, encoded.payloads
-            self._limit_unsent()
+            self._limit_unsent_payloads()
         return self._manifests[key]
 
-    def _limit_unsent(self) -> None:
+    def _limit_unsent_payloads(self) -> None:
         """Limits how many encoded bytes are kept in memory. Drops the oldest bytes first, because they belong to
         fenced batches or to batches whose second stage has not started for a long time."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}

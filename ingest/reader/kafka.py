@@ -161,7 +161,7 @@ class KafkaSource:
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
             polled, self._put_off = self._put_off, None
             if polled is None:
-                polled = self._polled(0 if messages else timeout_seconds)
+                polled = self._poll_once(0 if messages else timeout_seconds)
             if polled is None:
                 break
             error = polled.error()
@@ -181,7 +181,7 @@ class KafkaSource:
                 self._positions[message.source.partition] = message.offset + 1
         return messages
 
-    def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
+    def _poll_once(self, timeout_seconds: float) -> KafkaMessage | None:
         """Polls the client once. After an error, including one raised by a rebalance callback, the reader
         rejoins."""
         try:
@@ -250,7 +250,7 @@ class KafkaSource:
 
     def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:
         for stored in partitions:
-            command = self._take_sent(stored)
+            command = self._take_sent_commit(stored)
             if command is None:
                 continue
             sent = (command.source, command.epoch, command.offset, command.record)
@@ -283,7 +283,7 @@ class KafkaSource:
                 what_to_do="set REPLAYS_CUT_RECORD_BYTES_MAX below the brokers' offset.metadata.max.bytes",
             )
 
-    def _take_sent(self, stored: KafkaPartition) -> do.Commit | None:
+    def _take_sent_commit(self, stored: KafkaPartition) -> do.Commit | None:
         """Removes and returns the oldest commit that matches this response, even if the core has timed it out."""
         waiting = self._sent.get(stored.partition, deque())
         for command in waiting:

@@ -65,7 +65,7 @@ def reader_id(settings: Settings) -> str:
 def run(settings: Settings) -> int:
     """Consumes until SIGTERM or SIGINT. Returns the exit code: 3 if the reader was halted, otherwise 0.
 
-    Raises CannotListen if the probe port is in use, before connecting to anything.
+    Raises ListenError if the probe port is in use, before connecting to anything.
     """
     ensure_probes_can_listen(settings.http_host, settings.http_port, setting=HTTP_SETTING)
     logs.configure(settings)
@@ -123,7 +123,7 @@ class Reader:
             time.monotonic,
             self._observe,
             self.guard,
-            self._polled,
+            self._observe_poll,
             self.fallback_parser,
             self.gate.screened,
         )
@@ -145,7 +145,7 @@ class Reader:
     def run(self) -> int:
         """Runs until shut down. Returns the exit code. Always closes everything that was started.
 
-        Raises ReaderFailed, or CannotListen if the probe port is in use.
+        Raises ReaderFailed, or ListenError if the probe port is in use.
         """
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
@@ -226,7 +226,7 @@ class Reader:
         its messages."""
         return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX
 
-    def _polled(self, messages: Sequence[Message]) -> None:
+    def _observe_poll(self, messages: Sequence[Message]) -> None:
         self.guard.call("metrics", self.metrics.polled, messages)
         self.guard.call("tracing", self.tracing.polled, messages)
 

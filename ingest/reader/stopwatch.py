@@ -35,4 +35,4 @@ class TimedParser:
                 yield event
                 started_at = clock()
         finally:
-            self._guard.call("metrics", self._metrics.parsed_for, busy_seconds)
+            self._guard.call("metrics", self._metrics.add_parse_seconds, busy_seconds)

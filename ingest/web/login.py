@@ -20,7 +20,7 @@ from enum import StrEnum
 import structlog
 
 from ingest.settings import Settings
-from tasks.sign_in import Throttle, credentials, is_one_of, users_of
+from tasks.sign_in import Throttle, credentials, is_known_login, users_of
 
 SESSION_SECONDS = 12 * 3600
 WEB_COMMAND = "replays-ingest web"
@@ -112,7 +112,7 @@ class Login:
         if not login or not self._people:
             return None
         self._passwords.raise_if_throttled()
-        if not is_one_of(login, self._people):
+        if not is_known_login(login, self._people):
             self._passwords.failed(LoginMethod.PASSWORD)
             return None
         visitor = Visitor(login.partition(":")[0], LoginMethod.PASSWORD)

@@ -354,7 +354,7 @@ class _Reader:
         op, url = _text(payload.get("op")), _text(payload.get("description"))
         start, end = payload.get("startTimestamp"), payload.get("endTimestamp")
         at_ms = event_ms if start is None else _milliseconds(start)
-        took = None if start is None or end is None else max(0, _milliseconds(end) - at_ms)
+        duration_ms = None if start is None or end is None else max(0, _milliseconds(end) - at_ms)
         given = payload.get("data")
         data: dict[str, Any] = given if isinstance(given, dict) else {}
         if op == "memory":
@@ -366,15 +366,17 @@ class _Reader:
             else:
                 self.truncated = True
         elif op in ("resource.fetch", "resource.xhr"):
-            self._add(_request(op, url, data, at_ms, took, self.segment_id))
+            self._add(_request(op, url, data, at_ms, duration_ms, self.segment_id))
         elif op.startswith("resource."):
             status = _number(data.get("statusCode"))
             detail = {"type": op[9:], "status": status, "bytes": _number(data.get("size"))}
-            self._add(Mark(at_ms, "asset", self.segment_id, url, _status_level(status), took, detail=detail))
+            self._add(
+                Mark(at_ms, "asset", self.segment_id, url, _status_level(status), duration_ms, detail=detail)
+            )
         elif op.startswith("navigation"):
             if op not in HISTORY_SPANS:
                 self._loaded_at = at_ms / 1000
-            self._add(Mark(at_ms, "navigation", self.segment_id, url, "", took, detail={"type": op}))
+            self._add(Mark(at_ms, "navigation", self.segment_id, url, "", duration_ms, detail={"type": op}))
         elif op in ("web-vital", "paint") or op in WEB_VITALS:
             rating = _text(data.get("rating"))
             level = {"poor": "bad", "needs-improvement": "warn"}.get(rating, "")
@@ -499,7 +501,9 @@ KINDS = frozenset(
 """Every kind that a mark can have."""
 
 
-def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | None, segment_id: int) -> Mark:
+def _request(
+    op: str, url: str, data: dict[str, Any], at_ms: int, duration_ms: int | None, segment_id: int
+) -> Mark:
     """SDK 7.44 and 7.45 wrote `requestBodySize`; later versions write `request.size`. The older key takes
     precedence."""
 
@@ -527,7 +531,14 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
     captured = CapturedRequest(_http_message(data.get("request")), _http_message(data.get("response")))
     has_some = captured.request is not None or captured.response is not None
     return Mark(
-        at_ms, "network", segment_id, url, level, took, detail=detail, captured=captured if has_some else None
+        at_ms,
+        "network",
+        segment_id,
+        url,
+        level,
+        duration_ms,
+        detail=detail,
+        captured=captured if has_some else None,
     )
 
 

@@ -28,7 +28,7 @@ from tasks.flower.templates import with_parked_link
 from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
-from tasks.sign_in import SignInThrottled, Throttle, credentials, is_one_of
+from tasks.sign_in import SignInThrottled, Throttle, credentials, is_known_login
 
 SIGNED_IN = "replays_signed_in"
 ACTIONS = b'<div class="detail-actions">'
@@ -81,7 +81,7 @@ def extend() -> None:
     ]
 
 
-def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
+def _throttled(original: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
     """Returns Flower's authentication with a delay after wrong passwords, as in `replays-ingest web`.
 
     Signed-in users have a cookie and are not delayed. Flower's own comparison fails with 500 for non-ASCII
@@ -91,7 +91,7 @@ def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[An
     def current_user(handler: Any) -> Any:
         people = handler.application.options.basic_auth
         if not people:
-            return theirs(handler)
+            return original(handler)
         given = credentials(handler.request.headers.get("Authorization", ""))
         if not given:
             raise web.HTTPError(401)
@@ -100,20 +100,20 @@ def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[An
                 throttle.raise_if_throttled()
         except SignInThrottled as error:
             raise web.HTTPError(429, str(error)) from error
-        if not is_one_of(given, people):
+        if not is_known_login(given, people):
             throttle.failed("flower")
             raise web.HTTPError(401)
         handler.set_secure_cookie(SIGNED_IN, "1", expires_days=1, samesite="Strict")
-        return theirs(handler) if handler.application.options.auth else True
+        return original(handler) if handler.application.options.auth else True
 
     return current_user
 
 
-def _unframed(theirs: Callable[[Any], None]) -> Callable[[Any], None]:
+def _unframed(original: Callable[[Any], None]) -> Callable[[Any], None]:
     """Forbids framing, to prevent clickjacking."""
 
     def set_default_headers(handler: Any) -> None:
-        theirs(handler)
+        original(handler)
         handler.set_header("X-Frame-Options", "DENY")
         handler.set_header("Content-Security-Policy", "frame-ancestors 'none'")
 

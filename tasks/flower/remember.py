@@ -42,11 +42,11 @@ def restore_and_record_history(events: Any, settings: Settings) -> Callable[[], 
         state.metrics = metrics
         state.counter.clear()
     log.info("%s events of earlier tasks from %s", count, history.path)
-    theirs = events.on_event
+    original = events.on_event
 
     def on_event(event: dict[str, Any]) -> None:
         history.add(dict(event))
-        theirs(event)
+        original(event)
 
     events.on_event = on_event
     history.start()

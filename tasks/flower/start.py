@@ -63,7 +63,7 @@ def guard() -> None:
     if flower.command.Flower is AuthenticatedFlower:
         return
     flower.command.Flower = AuthenticatedFlower
-    theirs: Callable[..., None] = flower.command.flower.callback
+    original: Callable[..., None] = flower.command.flower.callback
 
     def ours(**arguments: Any) -> None:
         current()  # refuse wrong settings before Flower starts
@@ -71,7 +71,7 @@ def guard() -> None:
             setattr(flower.command.options, name, value)
         logs.configure(load_fleet())
         celery_lines.install()
-        theirs(**arguments)
+        original(**arguments)
 
     flower.command.flower.callback = ours
 

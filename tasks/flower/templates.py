@@ -29,13 +29,13 @@ class Templates(BaseLoader):
         return Template((folder / name).read_bytes(), name=name, loader=self)
 
 
-def with_parked_link(theirs: Callable[..., bytes]) -> Callable[..., bytes]:
+def with_parked_link(original: Callable[..., bytes]) -> Callable[..., bytes]:
     """Returns Flower's `render_string`, extended to add the link to the parked batches after the link to the
     broker.
     """
 
     def render_string(handler: Any, template_name: str, **values: Any) -> bytes:
-        page = theirs(handler, template_name, **values)
+        page = original(handler, template_name, **values)
         if template_name != "navbar.html":
             return page
         broker = f'href="{handler.reverse_url("broker")}"'.encode()

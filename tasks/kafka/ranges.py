@@ -159,7 +159,7 @@ class RangeReader:
 
     def partitions(self) -> tuple[int, ...]:
         """Returns the partition numbers of the topic, in ascending order."""
-        with self._errors_converted():
+        with self._converting_errors():
             found = list_topics(
                 self._consumer,
                 self._client_errors,
@@ -175,7 +175,7 @@ class RangeReader:
     def held(self, partition: int) -> Range:
         """Returns the range of offsets that a partition currently stores."""
         source = KafkaPartition(self.topic, partition)
-        with self._errors_converted():
+        with self._converting_errors():
             low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
         return Range(partition, max(0, low), max(0, low, high))
 
@@ -183,7 +183,7 @@ class RangeReader:
         """Returns the group's committed offset by partition; 0 if there is none."""
         requested = [KafkaPartition(self.topic, partition) for partition in partitions]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
-        with self._errors_converted():
+        with self._converting_errors():
             while True:
                 try:
                     answer = self._consumer.committed(requested, timeout=max(0.1, ends_at - time.monotonic()))
@@ -202,7 +202,7 @@ class RangeReader:
         """Returns the first offset whose message is not older than this time (Unix seconds); None if all messages
         are older."""
         requested = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
-        with self._errors_converted():
+        with self._converting_errors():
             found = self._consumer.offsets_for_times(requested, timeout=CALL_SECONDS_MAX)[0]
             if found.error is not None:
                 raise KafkaException(found.error)
@@ -266,7 +266,7 @@ class RangeReader:
         silent_seconds = 0.0
         while True:
             began = time.monotonic()
-            with self._errors_converted():
+            with self._converting_errors():
                 message = self._consumer.poll(POLL_SECONDS)
             waited = time.monotonic() - began
             budget.wait(waited, f"{self.topic}, {wanted}")
@@ -277,7 +277,7 @@ class RangeReader:
             if error is not None:
                 self._note_error(error)
             self._raise_if_refused()
-            if silent_seconds > 2 * POLL_SECONDS and self._is_beyond_the_end(wanted.partition, position):
+            if silent_seconds > 2 * POLL_SECONDS and self._is_past_end(wanted.partition, position):
                 return None
             if silent_seconds > self._bounds.silent_seconds_max:
                 cause = f" ({self._last_error})" if self._last_error else ""
@@ -297,7 +297,7 @@ class RangeReader:
             self._seek(wanted.partition, first)
         return first
 
-    def _is_beyond_the_end(self, partition: int, position: int) -> bool:
+    def _is_past_end(self, partition: int, position: int) -> bool:
         """Returns whether `position` is beyond the end of the log. The embedded broker reports no error in this
         case.
         """
@@ -305,11 +305,11 @@ class RangeReader:
 
     def _end(self, partition: int) -> int:
         """Returns the end of the partition as of the last fetch."""
-        with self._errors_converted():
+        with self._converting_errors():
             return self._consumer.get_watermark_offsets(KafkaPartition(self.topic, partition), cached=True)[1]
 
     def _seek(self, partition: int, offset: int) -> None:
-        with self._errors_converted():
+        with self._converting_errors():
             self._consumer.assign([KafkaPartition(self.topic, partition, offset)])
 
     # Errors
@@ -326,7 +326,7 @@ class RangeReader:
             raise self._sorted(self._refusal)
 
     @contextlib.contextmanager
-    def _errors_converted(self) -> Iterator[None]:
+    def _converting_errors(self) -> Iterator[None]:
         """Converts a client exception to a RangeError, preferring an asynchronous refusal as the reason."""
         try:
             yield

@@ -33,7 +33,7 @@ def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
                 server.create_dataset(dataset, exists_ok=True, **timeout)
         for path in sorted((SCHEMA / "bigquery").glob("*.json")):
             wanted = table_of(json.loads(path.read_text()), f"{name}.{path.stem}", settings)
-            yield from _big_query_table(server, wanted, timeout, dry_run=dry_run)
+            yield from _bigquery_table(server, wanted, timeout, dry_run=dry_run)
             yield from _exact_view(server, wanted, timeout, dry_run=dry_run)
 
 
@@ -60,7 +60,7 @@ def _field(description: dict[str, str]) -> Any:
     )
 
 
-def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
+def _bigquery_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
     name = f"{wanted.dataset_id}.{wanted.table_id}"
     try:
         table = server.get_table(wanted.reference, **timeout)

@@ -24,7 +24,7 @@ from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.observe.meters import Meters, dogstatsd
 from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
-from tasks.observe.probe_server import CannotListen, Probes, ensure_probes_can_listen
+from tasks.observe.probe_server import ListenError, Probes, ensure_probes_can_listen
 from tasks.seals import Purpose, warn
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
@@ -164,7 +164,7 @@ def _on_start(**_: Any) -> None:
     if settings.worker_http_port > 0:
         try:
             ensure_probes_can_listen(settings.worker_http_host, settings.worker_http_port, setting=HTTP_SETTING)
-        except CannotListen as error:
+        except ListenError as error:
             _end(error)
 
 
@@ -193,11 +193,11 @@ def _serve(settings: Settings) -> Probes:
     host, port = settings.worker_http_host, settings.worker_http_port
     try:
         return Probes(host, port, live, ready, registry, setting=HTTP_SETTING)
-    except CannotListen as error:
+    except ListenError as error:
         _end(error)
 
 
-def _end(error: CannotListen) -> NoReturn:
+def _end(error: ListenError) -> NoReturn:
     error.show()
     raise SystemExit(
         error.exit_code

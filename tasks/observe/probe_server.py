@@ -28,7 +28,7 @@ CONNECTIONS_MAX = 16
 FREE_SLOT_SECONDS_MAX = 1.0
 
 
-class CannotListen(SettingsError):
+class ListenError(SettingsError):
     """The address is in use or not local. The message names the address and states what to do."""
 
     def __init__(self, host: str, port: int, setting: str, error: Exception) -> None:
@@ -50,11 +50,11 @@ def ensure_free(host: str, port: int) -> None:
 
 
 def ensure_probes_can_listen(host: str, port: int, *, setting: str) -> None:
-    """Raises CannotListen if `Probes` could not listen on this address. Called before anything else starts."""
+    """Raises ListenError if `Probes` could not listen on this address. Called before anything else starts."""
     try:
         ensure_free(host, port)
     except (OSError, OverflowError) as error:
-        raise CannotListen(host, port, setting, error) from error
+        raise ListenError(host, port, setting, error) from error
 
 
 Checks = Mapping[str, str]  # maps the name of each check to "" if it is healthy, otherwise to the problem
@@ -63,7 +63,7 @@ Checks = Mapping[str, str]  # maps the name of each check to "" if it is healthy
 class Probes:
     """Serves until `close`. `live` and `ready` return checks; if any of them fails, the status is 503.
 
-    `setting` is the common prefix of the host and port settings, for the text of CannotListen. `registry` is
+    `setting` is the common prefix of the host and port settings, for the text of ListenError. `registry` is
     called for each scrape. Responses are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
     """
 
@@ -102,7 +102,7 @@ class Probes:
         try:
             self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
-            raise CannotListen(host, port, setting, error) from error
+            raise ListenError(host, port, setting, error) from error
         self.host = host
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)

@@ -10,12 +10,12 @@ import pytest
 
 from tests.kit.prestarted import PARENTS
 
-SECONDS_MAX = 240
+RUN_SECONDS_MAX = 240
 MINUTES = "0.35"
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_nothing_is_lost_or_duplicated_under_random_faults():
     """While readers, workers, Redis, the broker, Flower and sinks fail at random, nothing is lost or
     duplicated.
@@ -28,7 +28,7 @@ def test_nothing_is_lost_or_duplicated_under_random_faults():
         pass_fds=sockets,
         capture_output=True,
         text=True,
-        timeout=SECONDS_MAX,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
 

@@ -19,7 +19,7 @@ import pytest
 from ingest.local.servers.processes import group_is_alive, wait_until
 from tests.kit.prestarted import PARENTS
 
-SECONDS_MAX = 170
+RUN_SECONDS_MAX = 170
 # Even a small load produces several batches per partition, so that a kill hits some of them in flight.
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
@@ -43,7 +43,7 @@ def demo(
     """Runs the demo, and returns its exit code and the JSON that it printed."""
     command, sockets = PARENTS.share_with("ingest.local.demo", *arguments, "--json")
     process = start(command, directory, sockets, settings)
-    output, _ = process.communicate(timeout=SECONDS_MAX)
+    output, _ = process.communicate(timeout=RUN_SECONDS_MAX)
     began = output.find("{")  # the Kafka client may have printed a line before the JSON
     assert began >= 0, output
     return process.returncode, json.JSONDecoder().raw_decode(output[began:])[0]
@@ -55,7 +55,7 @@ def explain(outcome: dict[str, Any]) -> str:
     return "\n".join([outcome["error"], *(str(check) for check in checks if not check["ok"])])
 
 
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_every_input_arrives_exactly_once(tmp_path: Path):
     """The demo's reconciliation of objects, rows, facts, metrics, dead letters and offsets passes, and the
     reader exits with 0.
@@ -69,7 +69,7 @@ def test_every_input_arrives_exactly_once(tmp_path: Path):
     assert {"GCS objects", "ClickHouse clicks", "BigQuery facts", "dead letters", "committed offsets"} <= names
 
 
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_packed_objects_hold_every_recording(tmp_path: Path):
     """The packed layout stores fewer objects, and each recording is found, byte for byte, at the location given in
     the index.
@@ -80,7 +80,7 @@ def test_packed_objects_hold_every_recording(tmp_path: Path):
     assert list(tmp_path.rglob("*packed*"))
 
 
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_facts_that_the_reader_encodes_as_protobuf_arrive_exactly_once(tmp_path: Path):
     """With the Storage Write API, the demo succeeds, and every stored fact was appended to a write stream."""
     code, outcome = demo("300", directory=tmp_path, settings={"REPLAYS_BIGQUERY_WRITE": "storage"})
@@ -95,7 +95,7 @@ def test_facts_that_the_reader_encodes_as_protobuf_arrive_exactly_once(tmp_path:
 
 
 @pytest.mark.parametrize("victim", ["worker", "reader", "redis"])
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, victim: str):
     """After a SIGKILL and a restart of each component, the reconciliation still passes. Redis restarts empty."""
     code, outcome = demo("600", "--kill", victim, directory=tmp_path)
@@ -104,7 +104,7 @@ def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, vict
     assert code == 0, explain(outcome)
 
 
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
     """If the demo itself is killed with kill -9, its watchdog stops every child."""
     process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)

@@ -11,12 +11,12 @@ import pytest
 from tests.kit.prestarted import PARENTS
 from tools.gameday.prometheus import available
 
-SECONDS_MAX = 400
+RUN_SECONDS_MAX = 400
 FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedisDown"}
 
 
 @pytest.mark.skipif(bool(available()), reason=available())
-@pytest.mark.timeout(SECONDS_MAX + 10)
+@pytest.mark.timeout(RUN_SECONDS_MAX + 10)
 def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     """For two faults, the deployed rules fire on real metrics, each alert resolves after the runbook's steps,
     and the dashboard has data.
@@ -31,7 +31,7 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
         pass_fds=sockets,
         capture_output=True,
         text=True,
-        timeout=SECONDS_MAX,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
 

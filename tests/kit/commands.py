@@ -38,7 +38,7 @@ def command(env: Mapping[str, str], *arguments: str) -> CommandResult:
     return CommandResult(result.exit_code, result.stdout, result.stderr)
 
 
-def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
+def on_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
     """Runs the command in a terminal, answers its prompt with `answer`, and returns the output."""
     ours, theirs = pty.openpty()
     try:
@@ -57,7 +57,7 @@ def on_a_terminal(env: Mapping[str, str], answer: str, *arguments: str) -> str:
         os.close(theirs)
 
 
-def without_a_terminal(env: Mapping[str, str], *arguments: str, seconds_max: float = 60.0) -> CommandResult:
+def without_terminal(env: Mapping[str, str], *arguments: str, seconds_max: float = 60.0) -> CommandResult:
     """Runs the command in its own process, with pipes for its output and with no other REPLAYS_* variables.
 
     Raises TimeoutExpired if the command does not end.

@@ -10,15 +10,15 @@ from tasks.sinks.base import Sink
 from tasks.staging import Progress
 from tasks.wire import Item, part_of
 
-SECONDS_MAX = 20.0
+WRITE_SECONDS_MAX = 20.0
 
 
 def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None = None) -> Progress:
     """Delivers the items and returns the progress, which lists the refused items. Delivery errors are raised."""
     progress = progress or Progress(left=list(range(len(items))))
     deliver(
-        lambda positions: sink.write(part_of(items, positions), f"t{positions}", SECONDS_MAX),
-        lambda positions: sink.examine(part_of(items, positions), SECONDS_MAX),
+        lambda positions: sink.write(part_of(items, positions), f"t{positions}", WRITE_SECONDS_MAX),
+        lambda positions: sink.examine(part_of(items, positions), WRITE_SECONDS_MAX),
         progress,
         len(items),
         lambda: True,

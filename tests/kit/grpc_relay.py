@@ -22,7 +22,7 @@ import grpc
 from ingest.local.servers.processes import HOST, free_port
 
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
-SECONDS_MAX = 30
+CALL_SECONDS_MAX = 30
 STREAMING = "AppendRows"
 
 
@@ -61,7 +61,7 @@ class Relay:
 
     def stop(self) -> None:
         """Ends all calls."""
-        self._server.stop(None).wait(SECONDS_MAX)
+        self._server.stop(None).wait(CALL_SECONDS_MAX)
         self._channel.close()
 
     def service(self, details: Any) -> Any:
@@ -89,7 +89,7 @@ class Relay:
         number = self._number(method)
         self._lose(method, LossPoint.REQUEST, number, context)
         try:
-            response: bytes = self._channel.unary_unary(path)(request, timeout=SECONDS_MAX)
+            response: bytes = self._channel.unary_unary(path)(request, timeout=CALL_SECONDS_MAX)
         except grpc.RpcError as error:
             _forward(error, context)
         self._lose(method, LossPoint.RESPONSE, number, context)
@@ -97,7 +97,7 @@ class Relay:
 
     def _stream(self, path: str, method: str, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         passed: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        answers = self._channel.stream_stream(path)(iter(passed.get, None), timeout=SECONDS_MAX)
+        answers = self._channel.stream_stream(path)(iter(passed.get, None), timeout=CALL_SECONDS_MAX)
         try:
             for request in requests:
                 number = self._number(method)

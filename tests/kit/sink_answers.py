@@ -156,11 +156,11 @@ def _common_answers(sink: str) -> dict[str, Script]:
     )
     found["a proof whose head stops"] = altered_proof(sink, lambda proof: Answer(raw=head_of(proof)))
     for other in sorted(PROOFS.keys() - {sink}):
-        found[f"the proof of {other}"] = partial(_proof_of_another, other)
+        found[f"the proof of {other}"] = partial(_proof_of_other_request, other)
     return found
 
 
-def _proof_of_another(sink: str, request: ReceivedRequest) -> Answer:
+def _proof_of_other_request(sink: str, request: ReceivedRequest) -> Answer:
     """Returns a valid answer that belongs to another request."""
     return PROOFS[sink](replace(request, path="/upload/storage/v1/b/bucket/o?name=object"))
 

@@ -27,7 +27,7 @@ UNIT_TESTS = ("tests/unit/core", "tests/unit/reader/test_runtime.py")
 PARSER_TESTS = "tests/unit/core/parse"  # No bug is planted in the code that these tests cover.
 COPIED_PATHS = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
 TEST_SECONDS_MAX = 30  # A test that takes longer than this counts as hanging, and its name is reported.
-SECONDS_MAX = 90.0
+RUN_SECONDS_MAX = 90.0
 
 
 class Verdict(NamedTuple):
@@ -70,7 +70,7 @@ def copy(into: Path) -> None:
         (into / package / "__init__.py").touch()
 
 
-def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
+def run(where: Path, arguments: Sequence[str], seconds_max: float = RUN_SECONDS_MAX) -> tuple[int, str]:
     """Returns (exit code, output). If a bug makes the tests hang, they are killed after a timeout, and the exit
     code is -1.
     """

@@ -273,7 +273,7 @@ class CoreModel:
         one, other, board = self._parts(state)
         may_fail = faults_left > 0
         if other == SINGLE:
-            yield from self._steps_of_single(one, board, may_fail=may_fail)
+            yield from self._steps_of_single_reader(one, board, may_fail=may_fail)
             return
         mirror = self._mirrored(board)
         for move in self._moves_of(one, board, may_fail=may_fail):
@@ -329,7 +329,7 @@ class CoreModel:
 
         return bool(self._cached("keeps", reader, keeps))
 
-    def _steps_of_single(self, reader: int, board: int, *, may_fail: bool) -> Iterator[tuple[int, int]]:
+    def _steps_of_single_reader(self, reader: int, board: int, *, may_fail: bool) -> Iterator[tuple[int, int]]:
         cut_off = self._is_cut_off(reader, board)
         for move in self._moves_of(reader, board, may_fail=may_fail):
             label = move.what << 3

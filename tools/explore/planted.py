@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 COPIED_PATHS = ("ingest/core", "ingest/__init__.py", "tasks", "tools/__init__.py", "tools/explore")
-SECONDS_MAX = 600.0
+RUN_SECONDS_MAX = 600.0
 
 
 class Bug(NamedTuple):
@@ -215,7 +215,7 @@ def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> E
         env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=SECONDS_MAX,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
     lines = done.stdout.splitlines()

@@ -100,7 +100,7 @@ class Search:
                 if to < 0:
                     self._report(came_from, label, to, result)
                     break
-                self._number_of(came_from, label, to)
+                self._state_number(came_from, label, to)
             while at < len(self._states) and not result.broken:
                 if at % STATES_PER_PROGRESS_REPORT == 0:
                     self._progress(len(self._states), len(self._states) - at, self._depths[at])
@@ -127,7 +127,7 @@ class Search:
                 if following not in self._index:
                     self._failed.setdefault(following, (at, label))
                 continue
-            known = self._number_of(at, label, following)
+            known = self._state_number(at, label, following)
             if known != at:
                 self._from.append(at)
                 self._to.append(known)
@@ -138,7 +138,7 @@ class Search:
         path = [*self._path(at), (self._states[at], label)]
         result.trace = [*self._model.describe(path), result.broken]
 
-    def _number_of(self, came_from: int, label: int, state: int) -> int:
+    def _state_number(self, came_from: int, label: int, state: int) -> int:
         """Returns the index of a state. A new state gets the next index."""
         known = self._index.get(state)
         if known is None:

@@ -75,7 +75,7 @@ def start_workers(game: Game) -> None:
         game.run(name)
 
 
-def leave_a_queue_out(game: Game) -> None:
+def omit_queue(game: Game) -> None:
     """Deploys workers whose queue list lacks the BigQuery queue."""
     flush = (flush_queue(sink) for sink in SinkName if sink is not SinkName.BIGQUERY)
     restart_workers(game, (CONTROL_QUEUE, *flush))
@@ -385,7 +385,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
             game.until(lambda child=child: is_up(child), 60, f"{name} to be up")  # type: ignore[misc]
 
 
-def commit_beyond_the_end(game: Game) -> None:
+def commit_past_end(game: Game) -> None:
     """Commits an offset beyond the end of the log, which can happen after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
@@ -442,7 +442,7 @@ FAULTS = (
     Fault(
         "a queue without a worker",
         "ReplaysQueueWithoutWorker",
-        leave_a_queue_out,
+        omit_queue,
         consume_all_queues,
         "min(replays_reader_queue_consumers) > 0",
     ),
@@ -507,7 +507,7 @@ FAULTS = (
     Fault(
         "offset beyond the log",
         "ReplaysOffsetOutOfRange",
-        commit_beyond_the_end,
+        commit_past_end,
         compare_offsets,
         "max(replays_reader_lag_seconds) < 10",
     ),

@@ -52,7 +52,7 @@ class LoggedOperations:
         operations = cls(name)
         for line in lines:
             operations._add_line(line)
-        operations._add_unanswered()
+        operations._add_unfinished_operations()
         return operations
 
     def add_to(self, history: History) -> None:
@@ -69,7 +69,7 @@ class LoggedOperations:
         at = seconds_of(line.get("timestamp", ""))
         match line.get("event"):
             case "reader_started":
-                self._add_unanswered()
+                self._add_unfinished_operations()
                 self._lives += 1
                 self.starts.append(at)
             case "partitions_assigned":
@@ -107,7 +107,7 @@ class LoggedOperations:
         refused = any(code in error for code in NOT_STORED)
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
-    def _add_unanswered(self) -> None:
+    def _add_unfinished_operations(self) -> None:
         """Adds what was still open when the process ended: commits without a response, and partitions that the
         process still owned. Their ownership is considered to end at the last log line.
         """

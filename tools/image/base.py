@@ -62,7 +62,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
     Raises StepNotRun.
     """
     image = REGISTRY + wanted(dockerfile)
-    if engine.has(image):
+    if engine.has_image(image):
         return image
     try:
         engine.pull(image)
@@ -71,7 +71,7 @@ def base(engine: Engine, dockerfile: str, lines: Lines, time_limit_factor: float
     else:
         return image
     name, recipe = debian_base()
-    if not engine.has(name):
+    if not engine.has_image(name):
         _make(engine, name, recipe, BUILD_SECONDS_MAX * time_limit_factor)
     return name
 

@@ -54,7 +54,7 @@ class Engine:
 
     # Images
 
-    def has(self, image: str) -> bool:
+    def has_image(self, image: str) -> bool:
         return self.call("image", "exists", image).returncode == 0
 
     def pull(self, image: str) -> None:

@@ -201,7 +201,7 @@ class History:
                 if pending:
                     pending[-1].seen, pending[-1].answered_at = name == "committed", at
             elif name == "assigned":
-                _read_by_next(since, step)
+                _mark_commit_read_by_next_owner(since, step)
                 of_life[life], since = [], []
         return sent
 
@@ -424,7 +424,7 @@ class History:
         life.cut.pop(step["stop"], None)
 
 
-def _read_by_next(since: Sequence[_SentCommit], assigned: Step) -> None:
+def _mark_commit_read_by_next_owner(since: Sequence[_SentCommit], assigned: Step) -> None:
     """Marks as stored the commit that the next owner read, even if its sender received no response."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
     exact = [commit for commit in since if (commit.offset, commit.ends) == (offset, ends)]

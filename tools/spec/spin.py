@@ -20,7 +20,7 @@ SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
 SIZES = (64, 256, 1024)  # maximum number of offsets in a history; one checker is compiled for each size
 DEPTH_MAX = 1_000_000
 STATE_BYTES_MAX = 524_288
-SECONDS_MAX = 600.0
+RUN_SECONDS_MAX = 600.0
 
 
 class SpinFailed(Exception):
@@ -137,7 +137,7 @@ def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=SECONDS_MAX,
+            timeout=RUN_SECONDS_MAX,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.budget import Budget, BudgetSpent
-from ingest.core.parse.picked import picked
+from ingest.core.parse.picked import picked_struct
 from ingest.core.parse.shapes import SHORT_CHARACTERS_MAX, Number, Short
 from ingest.core.parse.surrogates import without_lone_surrogates
 
@@ -166,7 +166,7 @@ def open_document(text: memoryview) -> Document:
     elif _values_max(bytes(text)) > VALUES_MAX:
         raise UnreadableDocument("replay_event_over_limit")
     try:
-        return _field_by_field(text)
+        return _read_field_by_field(text)
     except _WRONG_SHAPE:
         raise UnreadableDocument("replay_event_not_json") from None
     except BudgetSpent:
@@ -179,9 +179,9 @@ def _values_max(text: bytes) -> int:
     return text.count(b'"') + text.count(b"[")
 
 
-def _field_by_field(text: memoryview) -> Document:
+def _read_field_by_field(text: memoryview) -> Document:
     try:
-        return picked(Document, text)
+        return picked_struct(Document, text)
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
@@ -190,7 +190,7 @@ def _field_by_field(text: memoryview) -> Document:
         changed = without_lone_surrogates(bytes(text), Budget(REPAIR_UNITS))
         if changed is None:
             raise
-    return picked(Document, changed)
+    return picked_struct(Document, changed)
 
 
 def without_lists(document: Document) -> Document:

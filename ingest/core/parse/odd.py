@@ -34,7 +34,7 @@ from ingest.core.parse.events import (
     Video,
     Viewport,
 )
-from ingest.core.parse.picked import NUMBER_BYTES_MAX, number_of, picked, picked_from, text_of
+from ingest.core.parse.picked import NUMBER_BYTES_MAX, number_of, picked_from, picked_struct, text_of
 from ingest.core.parse.shapes import NULL, is_null
 
 # Data up to this size is decoded as a whole if possible.
@@ -153,7 +153,7 @@ def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
         except msgspec.ValidationError:
             pass
     budget.spend(_UNITS_PER_PICKED + _UNITS_PER_LONG_BYTE * size_bytes)
-    return picked(Viewport, raw)
+    return picked_struct(Viewport, raw)
 
 
 def _source(data: msgspec.Raw) -> float | None:

@@ -38,13 +38,13 @@ _first_elements: Any = msgspec.defstruct(
 _decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).decode
 
 
-def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
+def picked_struct(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
     """Returns the struct. Fields whose values have the wrong type keep their defaults. Raises msgspec errors."""
     return picked_from(shape, _decoder(shape)(text))
 
 
 def picked_from(shape: type[Shape], found: Any) -> Shape:
-    """Like `picked`, for an object decoded as `unpicked(shape)`."""
+    """Like `picked_struct`, for an object decoded as `unpicked(shape)`."""
     values = {}
     for name, kind, inner in _fields(shape):
         raw = getattr(found, name)
@@ -87,7 +87,7 @@ def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> A
     if kind is msgspec.Raw:
         return raw
     if inner is not None:
-        return picked(inner, raw) if memoryview(raw).nbytes <= INNER_OBJECT_BYTES_MAX else None
+        return picked_struct(inner, raw) if memoryview(raw).nbytes <= INNER_OBJECT_BYTES_MAX else None
     if kind == Short:
         return _short(raw)
     if kind == Text:

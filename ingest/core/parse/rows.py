@@ -107,11 +107,11 @@ def moment(seconds: float) -> str:
     seconds, some read it as microseconds, and some refuse it: docs/bigquery-contract.md.
     """
     second, fraction = divmod(round(seconds * MICROSECONDS), MICROSECONDS)
-    return f"{_second(second)}.{str(fraction).zfill(6)}Z" if fraction else f"{_second(second)}Z"
+    return f"{_second_text(second)}.{str(fraction).zfill(6)}Z" if fraction else f"{_second_text(second)}Z"
 
 
 @lru_cache(maxsize=CACHED_TIMES_MAX)
-def _second(second: int) -> str:
+def _second_text(second: int) -> str:
     """Formats a time in whole seconds as RFC 3339, but without the final `Z`. The result is cached, because many
     facts have the same second."""
     return time_text(second * MICROSECONDS).removesuffix("Z")

@@ -144,11 +144,11 @@ class Scan:
         self._budget.earn(len(self._raw))
         units = _UNITS_PER_ELEMENT * len(found) + _UNITS_PER_EVENT * len(read)
         if units > self._budget.left:
-            return self._spending(read, units)
+            return self._events_within_budget(read, units)
         self._budget.left -= units
         return iter(read)
 
-    def _spending(self, read: list[tuple[int, Event]], units: float) -> Iterator[tuple[int, Event]]:
+    def _events_within_budget(self, read: list[tuple[int, Event]], units: float) -> Iterator[tuple[int, Event]]:
         for event in read:
             self._budget.spend(units / len(read))
             yield event

@@ -59,13 +59,13 @@ class Segment:
         self.put(ms, event, kind or category, note)
         self.custom += 1
 
-    def span(self, ms: int, op: str, description: str, took_ms: int, data: Event, kind: str = "") -> None:
+    def span(self, ms: int, op: str, description: str, duration_ms: int, data: Event, kind: str = "") -> None:
         """Adds an SDK span, which is a duration or a measurement."""
         payload = {
             "op": op,
             "description": description,
             "startTimestamp": ms / 1000,
-            "endTimestamp": (ms + took_ms) / 1000,
+            "endTimestamp": (ms + duration_ms) / 1000,
             "data": data,
         }
         event = {"type": 5, "timestamp": ms / 1000, "data": {"tag": "performanceSpan", "payload": payload}}

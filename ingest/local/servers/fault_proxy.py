@@ -169,13 +169,13 @@ class FaultProxy:
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, HOST, self.port, backlog=256)
 
-    async def _unlisten(self) -> None:
+    async def _stop_listening(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
 
     async def _close(self) -> None:
-        await self._unlisten()
+        await self._stop_listening()
         for connection in tuple(self._connections):
             connection.cut()
         for task in tuple(self._tasks):
@@ -185,7 +185,7 @@ class FaultProxy:
     async def _set(self, fault: Fault) -> None:
         self._fault = fault
         if isinstance(fault, Refuse):
-            await self._unlisten()
+            await self._stop_listening()
         elif self._server is None:
             await self._listen()
         if isinstance(fault, Refuse | Reset):

@@ -62,7 +62,7 @@ def run(
                 if repair:
                     audit.note(by, scope, "ends")
             if not account.ok:
-                audit.note_past_rules()
+                audit.note_earlier_rules()
     except (
         RangeError,
         DecisionsUnreadable,
@@ -90,7 +90,7 @@ class _Audit:
         what = {"what": f"reconcile {phase}", "by": by, "topic": account.topic, "scope": asdict(scope)}
         self._coordination.audit({**what, **tallies})
 
-    def note_past_rules(self) -> None:
+    def note_earlier_rules(self) -> None:
         """Adds a note for each project that was disabled or limited earlier, because messages dropped by the
         earlier rule are reported as missing.
         """

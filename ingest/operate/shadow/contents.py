@@ -194,27 +194,29 @@ def classify_difference(table: str, wanted: list[Values], stored: list[Values]) 
         return Kind.MISSING, "no such row"
     differing: list[str] = []
     for row in stored:
-        for mine in wanted:
-            columns = [name for name in mine if mine[name] != row[name] and name not in POSITION_COLUMNS]
+        for wanted_row in wanted:
+            columns = [
+                name for name in wanted_row if wanted_row[name] != row[name] and name not in POSITION_COLUMNS
+            ]
             if (
                 table == "replay_outcomes"
             ):  # this table has no message position, and each delivery has its own time
                 columns = [name for name in columns if name != TIME_COLUMNS[table]]
             if not columns:
                 return None
-            other = any(mine.get(name) != row.get(name) for name in POSITION_COLUMNS)
-            if other and _replaces(table, row, mine, columns):
+            other = any(wanted_row.get(name) != row.get(name) for name in POSITION_COLUMNS)
+            if other and _replaces(table, row, wanted_row, columns):
                 return None, ""
             if not differing or len(columns) < len(differing):
                 differing = columns
     return Kind.DIFFERS, f"differs in {', '.join(differing)}"
 
 
-def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool:
+def _replaces(table: str, row: Values, wanted_row: Values, columns: list[str]) -> bool:
     """Returns whether ingestion replaces this row with a row of another message."""
     if columns == [TIME_COLUMNS[table]]:
         return True
-    return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
+    return table == "replays" and (rank(row) > rank(wanted_row) or row["segment_id"] != wanted_row["segment_id"])
 
 
 def string_literal(text: str) -> str:

@@ -411,6 +411,6 @@ class Reader:
             raise Violation("checker", repr(error)) from error
 
 
-def with_ratio_off(limits: Limits) -> Limits:
+def without_reject_limits(limits: Limits) -> Limits:
     """Disables halting on rejects, as an operator does to continue after bad messages."""
     return replace(limits, reject_ratio_max=1.0, reject_unattributed_ratio_max=1.0)

@@ -33,7 +33,7 @@ from ingest.testing.simulation.reader import (
     Parser,
     Reader,
     messages_of,
-    with_ratio_off,
+    without_reject_limits,
 )
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.shape import SINKS, Shape
@@ -172,7 +172,7 @@ class World:
         slot.lives += 1
         rolled_back = slot.reader is not None and slot.reader.pipeline.halted is not None
         bad = slot.lives > 1 and not rolled_back and self.dice.occurs(Fault.BAD_RELEASE)
-        limits = with_ratio_off(self.shape.limits) if rolled_back else self.shape.limits
+        limits = without_reject_limits(self.shape.limits) if rolled_back else self.shape.limits
         name = f"{slot.name}.{slot.lives}"
         reader = Reader(
             name,

@@ -155,8 +155,10 @@ class BigQuerySink:
         for table in TABLES:
             failure = self._fault(service, table, ends_at)
             if failure is not None:
-                todo = _todo(failure)
-                raise Failure(failure.blame, f"dataset {dataset}, table {table}: {failure.message}{todo}").error()
+                advice = _table_advice(failure)
+                raise Failure(
+                    failure.blame, f"dataset {dataset}, table {table}: {failure.message}{advice}"
+                ).error()
             end = service.send(Method.GET, f"{table}_exact", b"", ends_at)
             if isinstance(end, Answer) and end.status == 404:
                 warnings.append(f"view {table}_exact is missing; run `replays-ingest migrate`")
@@ -223,7 +225,7 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
         outcome.note(Failure(Blame.SERVER, f"table {table}: stopped by other rows"), stopped)
 
 
-def _todo(failure: Failure) -> str:
+def _table_advice(failure: Failure) -> str:
     """Returns advice about a table, to be appended to the error message."""
     if failure.blame is Blame.CREDENTIALS:
         return "; grant access to it (roles/bigquery.dataEditor)"

@@ -148,7 +148,7 @@ class _Write:
         self._positions = positions
         self._rows = rows
         self._appends: list[Append] = []
-        self._todo: list[int] = []
+        self._pending_positions: list[int] = []
         self._given_up: set[int] = set()
         self._refusals = self._conflicts = self._drops = 0
         self._record_is_behind = False
@@ -166,7 +166,7 @@ class _Write:
                 finally:
                     stream.close()
             else:
-                goes_on = bool(self._todo) and self._append_next()
+                goes_on = bool(self._pending_positions) and self._append_next()
             if not goes_on:
                 break
         if self._record_is_behind:
@@ -183,7 +183,7 @@ class _Write:
         self._appends = [append for append in appends if not append.applied or self._concerns(append)]
         recorded = {position for append in self._appends for position in append.positions}
         recorded |= self._given_up
-        self._todo = [position for position in self._rows.positions if position not in recorded]
+        self._pending_positions = [position for position in self._rows.positions if position not in recorded]
 
     def _concerns(self, append: Append) -> bool:
         return any(position in self._positions for position in append.positions)
@@ -195,13 +195,13 @@ class _Write:
         whether to continue.
         """
         if seconds_until(self._ends_at) <= 0:
-            return self._stop(Failure(Blame.NETWORK, "no time left for the rest"), self._todo)
+            return self._stop(Failure(Blame.NETWORK, "no time left for the rest"), self._pending_positions)
         chunk = self._chunk()
         table = self._rows.table(chunk[0])
         try:
             stream = self._writer.streams.take(table, seconds_until(self._ends_at))
         except Exception as error:
-            return self._stop(classify(error).about(f"table {table}: no stream"), self._todo)
+            return self._stop(classify(error).about(f"table {table}: no stream"), self._pending_positions)
         is_free = False
         try:
             append = Append(table, stream.name, stream.offset, ranges(chunk))
@@ -210,7 +210,7 @@ class _Write:
                 return self._reload()
             self._record_is_behind = False
             self._appends.append(append)
-            self._todo = self._todo[len(chunk) :]
+            self._pending_positions = self._pending_positions[len(chunk) :]
             goes_on = self._resolve_append(append, stream)
             if replace(append, applied=True) in self._appends:
                 stream.offset = append.stop
@@ -230,10 +230,14 @@ class _Write:
         """
         chunk: list[int] = []
         rows, bytes_max = self._rows, self._writer.limit.bytes_max
-        table, size_bytes = rows.table(self._todo[0]), 0
-        if len(self._todo) == len(rows.positions) and rows.only_table and rows.size_bytes <= bytes_max:
-            return self._todo
-        for position in self._todo:
+        table, size_bytes = rows.table(self._pending_positions[0]), 0
+        if (
+            len(self._pending_positions) == len(rows.positions)
+            and rows.only_table
+            and rows.size_bytes <= bytes_max
+        ):
+            return self._pending_positions
+        for position in self._pending_positions:
             size_bytes += rows.bytes_of(position)
             if rows.table(position) != table or (chunk and size_bytes > bytes_max):
                 break
@@ -244,7 +248,9 @@ class _Write:
         """Continues from the record that another run of this task has changed. Returns whether to continue."""
         self._conflicts += 1
         if self._conflicts > CONFLICTS_MAX:
-            return self._stop(Failure(Blame.SERVER, "other runs of this task write the same rows"), self._todo)
+            return self._stop(
+                Failure(Blame.SERVER, "other runs of this task write the same rows"), self._pending_positions
+            )
         self._load()
         return True
 
@@ -263,11 +269,13 @@ class _Write:
         assert failure is not None, judgment
         failure = failure.about(f"table {append.table}")
         if judgment.verdict is Verdict.FAILED:
-            return self._stop(failure, [*append.positions, *self._todo])
+            return self._stop(failure, [*append.positions, *self._pending_positions])
         if judgment.verdict is not Verdict.MISSING:
-            stored = self._rows_of_finalized(append)
+            stored = self._rows_of_finalized_stream(append)
             if isinstance(stored, Failure):
-                return self._stop(stored.about(f"table {append.table}"), [*append.positions, *self._todo])
+                return self._stop(
+                    stored.about(f"table {append.table}"), [*append.positions, *self._pending_positions]
+                )
             if stored:
                 return self._is_applied(append)
         else:
@@ -276,7 +284,7 @@ class _Write:
         if judgment.verdict is Verdict.REFUSED:
             return self._refused(append, judgment, failure)
         self._drops += 1
-        return self._drops <= DROPS_MAX or self._stop(failure, self._todo)
+        return self._drops <= DROPS_MAX or self._stop(failure, self._pending_positions)
 
     def _send(self, append: Append, stream: Stream) -> Judgment:
         """Sends the rows, and sends them again on a new connection if the response is lost."""
@@ -299,7 +307,7 @@ class _Write:
             stream.close()
         return judgment
 
-    def _rows_of_finalized(self, append: Append) -> bool | Failure:
+    def _rows_of_finalized_stream(self, append: Append) -> bool | Failure:
         """Finalizes the stream. Returns whether the append was applied; this can no longer change once the stream
         is finalized.
         """
@@ -329,7 +337,7 @@ class _Write:
         self._appends.remove(append)
         self._record_is_behind = True
         mine = [position for position in append.positions if position in self._rows.positions]
-        self._todo = sorted({*mine, *self._todo})
+        self._pending_positions = sorted({*mine, *self._pending_positions})
 
     def _refused(self, append: Append, judgment: Judgment, failure: Failure) -> bool:
         """Records the refused rows; the other rows of the append are sent again."""
@@ -347,10 +355,12 @@ class _Write:
         if not bad:
             self._outcome.note(failure, [self._positions.index(position) for position in positions])
         self._given_up |= set(bad) if bad else set(positions)
-        self._todo = [position for position in self._todo if position not in self._given_up]
+        self._pending_positions = [
+            position for position in self._pending_positions if position not in self._given_up
+        ]
         if self._refusals < REFUSALS_MAX:
             return True
-        self._outcome.note_excluded(self._positions.index(position) for position in self._todo)
+        self._outcome.note_excluded(self._positions.index(position) for position in self._pending_positions)
         return False
 
     def _stop(self, failure: Failure, positions: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from ingest.local.servers.processes import is_listening
 from ingest.settings import Settings
 from tasks.faults import WHAT_TO_DO, Cause, Server
-from tests.kit.commands import without_a_terminal
+from tests.kit.commands import without_terminal
 
 CLOSED = "127.0.0.1:1"
 
@@ -22,7 +22,7 @@ def test_a_dry_run_does_not_report_an_unreachable_broker_as_an_empty_topic(tmp_p
     """
     nowhere = {"REPLAYS_KAFKA_BROKERS": CLOSED, "REPLAYS_LOCAL_DIRECTORY": str(tmp_path)}
 
-    result = without_a_terminal(nowhere, "--dry-run", "--messages", "10", *options)
+    result = without_terminal(nowhere, "--dry-run", "--messages", "10", *options)
 
     assert (result.code, result.out) == (1, "")
     (line,) = result.err.splitlines()
@@ -51,7 +51,7 @@ def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
     unconfigured: dict[str, str], arguments: str
 ):
     """If a command cannot reach a server, its error line ends with the advice to start a local stack."""
-    result = without_a_terminal(unconfigured, *arguments.split())
+    result = without_terminal(unconfigured, *arguments.split())
 
     (line,) = result.err.splitlines()
     assert result.code != 0
@@ -60,6 +60,6 @@ def test_without_settings_and_without_a_stack_the_first_step_is_suggested(
 
 def test_with_settings_the_first_step_is_not_suggested(unconfigured: dict[str, str]):
     """If any server is configured, a command does not use a local stack, so the advice does not suggest one."""
-    result = without_a_terminal({**unconfigured, "REPLAYS_KAFKA_BROKERS": CLOSED}, "status")
+    result = without_terminal({**unconfigured, "REPLAYS_KAFKA_BROKERS": CLOSED}, "status")
 
     assert (result.code, "local up" in result.err) == (1, False)

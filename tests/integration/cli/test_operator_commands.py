@@ -11,7 +11,7 @@ from ingest.cli.main import main
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
 from ingest.operate.text import utc_text
-from tests.kit.commands import CommandResult, command, on_a_terminal, without_a_terminal
+from tests.kit.commands import CommandResult, command, on_terminal, without_terminal
 from tests.kit.operator_system import MESSAGES, READER, OperatorSystem
 
 UNREACHABLE_REDIS = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -43,7 +43,7 @@ def test_the_state_of_the_system_is_one_page(operator_system: OperatorSystem):
 
 def test_without_a_terminal_top_prints_one_page_and_ends(operator_system: OperatorSystem):
     """If its output is a pipe, `top` behaves as with `--once`."""
-    piped = without_a_terminal(operator_system.env, "top")
+    piped = without_terminal(operator_system.env, "top")
 
     assert (piped.code, piped.err) == (0, "")
     assert piped.out.count("unacknowledged tasks") == 1  # in the headline
@@ -291,9 +291,9 @@ def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask_for_confirma
     batch = operator_system.park(2, 4)
     operator_system.add_dead_letter(0, "no_header")
 
-    abandoned = on_a_terminal(operator_system.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
-    replayed = on_a_terminal(operator_system.env, "n", "dlq", "replay", "--reason", "no_header")
-    killed = on_a_terminal(operator_system.env, "y", "tenants", "kill", "7")
+    abandoned = on_terminal(operator_system.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
+    replayed = on_terminal(operator_system.env, "n", "dlq", "replay", "--reason", "no_header")
+    killed = on_terminal(operator_system.env, "y", "tenants", "kill", "7")
     again = command(operator_system.env, "tenants", "kill", "7", "--yes")
 
     assert "2 messages" in abandoned

@@ -28,7 +28,7 @@ from tasks.migrate import migrate
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
-from tests.kit.commands import on_a_terminal
+from tests.kit.commands import on_terminal
 from tests.kit.store import batch_of, write
 
 SEGMENTS, AT_ONCE = 60, 20
@@ -191,7 +191,7 @@ def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()
 
-    refused = on_a_terminal(stored.env, "n", "backfill", "--since", "1d")
+    refused = on_terminal(stored.env, "n", "backfill", "--since", "1d")
 
     assert f"Rebuild the rows of {len(stored.segments)} recordings?" in refused
     assert "Aborted!" in refused

@@ -16,7 +16,7 @@ import pytest
 
 from tests.kit.paths import ROOT
 
-SECONDS_MAX = 120
+RUN_SECONDS_MAX = 120
 SCRIPT = """#!/bin/sh
 [ "$1" = --runtime=runc ] && shift
 case "$1 $*" in
@@ -43,7 +43,7 @@ def run_with(tmp_path: Path, podman: str | None) -> tuple[int, str]:
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=SECONDS_MAX,
+        timeout=RUN_SECONDS_MAX,
         check=False,
     )
     return result.returncode, result.stdout + result.stderr

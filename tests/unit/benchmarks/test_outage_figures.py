@@ -18,8 +18,8 @@ def test_the_milestones_are_reached_one_after_another() -> None:
     new message is committed once a committed offset is above the log end offset at the end of the outage.
     """
     ends, start = {0: 100, 1: 90}, {0: 10, 1: 20}
-    now_ends = {0: 120, 1: 95}
+    current_ends = {0: 120, 1: 95}
 
-    assert reached(ends, {0: 10, 1: 20}, start, now_ends) == {"lag": 185}
-    assert reached(ends, {0: 100, 1: 20}, start, now_ends) == {"lag": 95, COMMIT: 1}
-    assert reached(ends, {0: 101, 1: 20}, start, now_ends) == {"lag": 94, COMMIT: 1, NEW: 1}
+    assert reached(ends, {0: 10, 1: 20}, start, current_ends) == {"lag": 185}
+    assert reached(ends, {0: 100, 1: 20}, start, current_ends) == {"lag": 95, COMMIT: 1}
+    assert reached(ends, {0: 101, 1: 20}, start, current_ends) == {"lag": 94, COMMIT: 1, NEW: 1}

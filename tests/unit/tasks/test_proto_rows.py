@@ -17,7 +17,7 @@ from tasks.proto_rows import (
     TYPES,
     Columns,
     FactEncoder,
-    are_known,
+    are_columns_known,
     framed,
     integer_field,
     joined,
@@ -199,6 +199,6 @@ def test_columns_of_a_newer_release_may_be_unknown(columns: Columns) -> None:
     """Columns of a newer release may be unknown, but their types and the form of their names must be valid in
     BigQuery.
     """
-    assert not are_known(columns)
-    assert are_known(FACT_COLUMNS)
-    assert are_known((*FACT_COLUMNS, ("brand_new", "INTEGER")))
+    assert not are_columns_known(columns)
+    assert are_columns_known(FACT_COLUMNS)
+    assert are_columns_known((*FACT_COLUMNS, ("brand_new", "INTEGER")))

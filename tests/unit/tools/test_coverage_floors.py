@@ -31,12 +31,12 @@ def test_a_file_counts_for_the_deepest_package():
 
     assert (shares["ingest"].total, shares["ingest"].covered) == (10, 1)
     assert (shares["ingest/core"].total, shares["ingest/core"].covered) == (20, 14)
-    assert shares["ingest/core"].per_cent == 70.0
+    assert shares["ingest/core"].percent == 70.0
 
 
 def test_an_unmeasured_package_is_at_zero():
     """The coverage of a package that was not measured counts as zero."""
-    assert by_package({}, FLOORS)["ingest/core"].per_cent == 0.0
+    assert by_package({}, FLOORS)["ingest/core"].percent == 0.0
 
 
 def test_a_file_without_a_package_is_an_error():

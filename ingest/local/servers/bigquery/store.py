@@ -363,11 +363,11 @@ class Store:
             if resource is None or resource["type"] != "TABLE":
                 self.table(name)
                 raise bad_request(f"Cannot add rows to a view: {name}.")
-            good, errors = validate_rows(resource, rows, bool(request.get("ignoreUnknownValues")), today)
+            valid_rows, errors = validate_rows(resource, rows, bool(request.get("ignoreUnknownValues")), today)
             if errors and not request.get("skipInvalidRows"):
                 stopped = {"reason": "stopped", "location": "", "debugInfo": "", "message": ""}
                 return [{"index": index, "errors": [errors.get(index, stopped)]} for index in range(len(rows))]
-            self._append(name, fields_of(resource), rows, good, now)
+            self._append(name, fields_of(resource), rows, valid_rows, now)
         return [{"index": index, "errors": [error]} for index, error in sorted(errors.items())]
 
     def _append(
@@ -375,13 +375,13 @@ class Store:
         name: TableName,
         fields: Sequence[Field],
         rows: Sequence[Mapping[str, Any]],
-        good: Mapping[int, dict[str, Any]],
+        valid_rows: Mapping[int, dict[str, Any]],
         now: float,
     ) -> None:
         """Stores the rows whose insertId is new."""
         keys: dict[bytes, None] = {}
         fresh = []
-        for index, row in good.items():
+        for index, row in valid_rows.items():
             insert_id = str(rows[index].get("insertId") or "")
             if insert_id:
                 key = InsertIds.key(name, insert_id)
