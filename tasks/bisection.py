@@ -27,7 +27,7 @@ Write = Callable[[Sequence[int]], None]
 Examine = Callable[[Sequence[int]], None]
 
 
-class OutOfTime(Exception):
+class TimeLimitReached(Exception):
     """The run has used up its time or its maximum number of writes. The next run continues where this run
     stopped.
     """
@@ -42,7 +42,7 @@ def deliver(
     `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
     `examine(positions)` raises the same errors if the destination of these items is at fault. If a refusal names
     no item, the items are bisected: each refused item costs about two writes per halving. Raises
-    TransientSinkError, PermanentSinkError (no item is at fault), or OutOfTime.
+    TransientSinkError, PermanentSinkError (no item is at fault), or TimeLimitReached.
     """
     _Delivery(write, examine, progress, items, has_time_left).run()
 
@@ -72,7 +72,7 @@ class _Delivery:
             if self._writes >= WRITES_MAX or not self._has_time_left():
                 self._confirm_refusals()
                 left = len(self._progress.left)
-                raise OutOfTime(f"{left} of {self._items} items are left for the next run")
+                raise TimeLimitReached(f"{left} of {self._items} items are left for the next run")
             self._attempt(positions)
         self._confirm_refusals()
 

@@ -100,13 +100,13 @@ class Channel(redis.Channel):
     def _notifying_class(self, kind: type[Any]) -> type[Any]:
         channel: Any = self
 
-        class Polled(kind):  # type: ignore[misc]
+        class PolledConnection(kind):  # type: ignore[misc]
             def disconnect(self, *args: Any, **kwargs: Any) -> None:
                 super().disconnect(*args, **kwargs)
                 if channel._registered:
                     channel._on_connection_disconnect(self)
 
-        return Polled
+        return PolledConnection
 
 
 class Transport(redis.Transport):

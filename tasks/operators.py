@@ -33,7 +33,7 @@ AUDIT_ENTRIES_MAX = 10_000
 AUDIT_PRUNE_BATCH_SIZE = 100
 
 
-class Copy:
+class DecisionCopy:
     """The copy of the operators' decisions in Redis. Methods raise redis.exceptions.RedisError."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
@@ -158,7 +158,7 @@ class Operators:
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
         self._writer = DecisionWriter(settings)
-        self._copy = Copy(client, settings)
+        self._copy = DecisionCopy(client, settings)
         self._lock = threading.Lock()
 
     def decide(self, values: Values, action: Mapping[str, Any] | None = None) -> dict[str, int]:

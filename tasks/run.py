@@ -19,7 +19,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from tasks.bisection import OutOfTime, Write, deliver
+from tasks.bisection import TimeLimitReached, Write, deliver
 from tasks.breaker import Breaker, Permit, log_state
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
@@ -136,7 +136,7 @@ def flush(worker: WorkerContext, batch: str, name: str, started: Run, permit: Pe
                 # The failed items are retried as soon as the sink allows, and the run does not count as failed.
                 raise RetryLater(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
             raise RetryLater(str(error), error.retry_after_seconds, progress) from error
-        except OutOfTime as error:
+        except TimeLimitReached as error:
             raise RetryLater(str(error), 0.0, progress, counts=False) from error
         except SoftTimeLimitExceeded as error:
             call.worked, call.error = False, f"{target}: did not return within the time limit"

@@ -34,7 +34,7 @@ class StoredLocation:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class SegmentContent:
     """One segment. `content` is None if its object is missing (expired or deleted)."""
 
     place: StoredLocation
@@ -65,7 +65,7 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
     ]
 
 
-def read_replay(settings: Settings, replay_id: str, project_id: int | None = None) -> Iterator[Stored]:
+def read_replay(settings: Settings, replay_id: str, project_id: int | None = None) -> Iterator[SegmentContent]:
     """Yields each segment with its bytes, with one download per segment. Raises errors of the two official
     clients."""
     found = places(settings, replay_id, project_id)
@@ -73,7 +73,7 @@ def read_replay(settings: Settings, replay_id: str, project_id: int | None = Non
     try:
         bucket = server.bucket(settings.gcs_bucket)
         for place in found:
-            yield Stored(place, read_stored(bucket, place, settings.sink_timeout_seconds))
+            yield SegmentContent(place, read_stored(bucket, place, settings.sink_timeout_seconds))
     finally:
         server.close()
 

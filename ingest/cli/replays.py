@@ -411,11 +411,11 @@ def fetch_command(
 ) -> None:
     """Download a replay: the original rrweb events of each segment, and videos."""
     from ingest.core.stored_recording import BlobError, unpack
-    from ingest.local.servers.processes import private_file, private_folder
+    from ingest.local.servers.processes import private_directory, private_file
 
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
-    private_folder(output)
+    private_directory(output)
     with open_reads() as reads:
         replay = reads.replay(replay_id, project)
         segments = reads.segments(replay)

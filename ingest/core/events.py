@@ -15,8 +15,9 @@ class Assignment:
 
     `committed` is the group's committed offset, and `record` is the metadata string that the previous owner stored
     with it (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
-    consumption starts at `start`. `topic_id` (empty if unknown) and `began_with` (0 if unknown) are written to the
-    record. `replaced`: id of the previous topic, if the topic has been recreated since the last commit.
+    consumption starts at `start`. `topic_id` (empty if unknown) and `partitions_at_start` (0 if unknown) are
+    written to the record. `replaced`: id of the previous topic, if the topic has been recreated since the last
+    commit.
     """
 
     source: TopicPartition
@@ -25,7 +26,7 @@ class Assignment:
     record: str = ""
     start: int | None = None
     topic_id: str = ""
-    began_with: int = 0
+    partitions_at_start: int = 0
     replaced: str = ""
 
 

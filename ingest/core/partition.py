@@ -38,7 +38,7 @@ class Partition:
         self.commits = Commits(given.source, limits, budget, committed, given.record)
         self.began_at = given.start if committed is None else committed
         self.position = self.began_at or 0
-        self.record = first_record(found, given.topic_id, given.began_with)
+        self.record = first_record(found, given.topic_id, given.partitions_at_start)
         self.failed_starts = found.starts
         self.flights: dict[str, Flight] = {}
         self.release_by: float | None = None

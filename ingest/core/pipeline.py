@@ -227,7 +227,7 @@ class Pipeline:
         self._forget(event.source)
         given = on.Assignment(event.source, event.epoch, start=event.resumed_at)
         if owned is not None:
-            given = replace(given, topic_id=owned.record.topic_id, began_with=owned.record.partitions)
+            given = replace(given, topic_id=owned.record.topic_id, partitions_at_start=owned.record.partitions)
         yield from self._on_assigned(on.PartitionsAssigned((given,)), now)
 
     def _on_end_reached(self, event: on.EndReached, now: float) -> Iterable[do.Command]:

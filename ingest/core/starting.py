@@ -47,13 +47,14 @@ class StoredCommit:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`began_with`: number of partitions when the group started, for the record of the first commit; 0 if unknown.
+    """`partitions_at_start`: number of partitions when the group started, for the record of the first commit; 0 if
+    unknown.
 
     `replaced`: id of the topic to which the committed offset belongs, if that is not the current topic.
     """
 
     position: StartPosition
-    began_with: int = 0
+    partitions_at_start: int = 0
     replaced: str = ""
 
 
@@ -94,8 +95,10 @@ def start(partition: int, group: Mapping[int, StoredCommit], topic: TopicView, f
         return Start(StartPosition.COMMITTED, commit.record.partitions)
     if not with_offset:
         return Start(StartPosition.POLICY, topic.partitions)
-    began_with = min(stored.record.partitions for stored in with_offset)
-    return Start(StartPosition.BEGINNING if partition >= began_with else StartPosition.POLICY, began_with)
+    partitions_at_start = min(stored.record.partitions for stored in with_offset)
+    return Start(
+        StartPosition.BEGINNING if partition >= partitions_at_start else StartPosition.POLICY, partitions_at_start
+    )
 
 
 def _is_recreated(stored: StoredCommit, topic: TopicView) -> bool:
@@ -103,12 +106,12 @@ def _is_recreated(stored: StoredCommit, topic: TopicView) -> bool:
     return bool(topic.id and recorded and recorded != topic.id)
 
 
-def first_record(found: Record, topic_id: str, began_with: int) -> Record:
+def first_record(found: Record, topic_id: str, partitions_at_start: int) -> Record:
     """Returns the record for the first commit of an assignment: `found` with its number of starts incremented, and
     with the topic if it is known."""
     return found._replace(
         topic_id=topic_id or found.topic_id,
-        partitions=began_with or found.partitions,
+        partitions=partitions_at_start or found.partitions,
         starts=found.starts + 1,
         stops=(),
     )

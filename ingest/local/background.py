@@ -27,7 +27,7 @@ from ingest.local.servers.processes import (
     PRIVATE_UMASK,
     LocalError,
     ending_on_signals,
-    private_folder,
+    private_directory,
     private_opener,
     wait_until,
 )
@@ -82,7 +82,7 @@ def start_stack(
     if running is not None:
         progress(f"already up in {place}")
         return _add_programs(place, progress) if programs and not running.pages else running
-    private_folder(place)
+    private_directory(place)
     if (place / "lock").exists():
         place.chmod(0o700)  # older releases created the directory with wider permissions
     _state_path(place).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ingest.local.servers.processes import LocalError, private_folder, private_opener
+from ingest.local.servers.processes import LocalError, private_directory, private_opener
 
 DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
 
@@ -71,7 +71,7 @@ def record_running_stack(place: Path, environ: Mapping[str, str] = os.environ) -
     """Records a stack for commands in other folders, unless its directory was chosen explicitly."""
     if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
         return
-    private_folder(_record_path(environ).parent)
+    private_directory(_record_path(environ).parent)
     with open(_record_path(environ), "w", opener=private_opener) as note:
         note.write(str(place))
 

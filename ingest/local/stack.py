@@ -26,7 +26,7 @@ from ingest.local.servers.clickhouse import ClickHouse
 from ingest.local.servers.gcs import CloudStorage
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.kafka import Kafka
-from ingest.local.servers.processes import Children, LocalError, private_folder
+from ingest.local.servers.processes import Children, LocalError, private_directory
 from ingest.local.servers.redis import Redis
 from ingest.local.servers.sentinel import RedisGroup
 from ingest.local.servers.statsd import Statsd
@@ -75,7 +75,7 @@ class Stack:
         self._is_temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="replays-")) if directory is None else directory.absolute()
         require_own_directory(self.directory)
-        private_folder(self.directory)
+        private_directory(self.directory)
         self.children = Children(self.directory / "logs")
         self.servers: dict[str, Server] = {}
         self.external: dict[str, str] = {}

@@ -399,7 +399,7 @@ class KafkaSource:
                     position.text,
                     None if position.committed is not None else position.offset,
                     topic.id,
-                    position.start.began_with,
+                    position.start.partitions_at_start,
                     position.start.replaced,
                 )
             )

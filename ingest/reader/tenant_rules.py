@@ -32,7 +32,7 @@ from tasks.kafka.decisions import (
 )
 from tasks.kafka.ranges import KafkaUnreachable, RangeError
 from tasks.observe.loops import Loop, OnFailure, ignore
-from tasks.operators import Copy, Operators
+from tasks.operators import DecisionCopy, Operators
 
 log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0
@@ -113,7 +113,7 @@ class TenantRefresh:
     ) -> None:
         self._settings = settings
         self._store = TenantStore(client, settings)
-        self._copy = Copy(client, settings)
+        self._copy = DecisionCopy(client, settings)
         self._gate = gate
         self._rules = TenantRules()
         self._reader: DecisionReader | None = None

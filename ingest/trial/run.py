@@ -23,7 +23,7 @@ from ingest.local.stack import Stack
 from ingest.trial import server
 from ingest.trial.endpoint.handler import Endpoint
 from ingest.trial.endpoint.messages import Project
-from ingest.trial.endpoint.refusals import Refused
+from ingest.trial.endpoint.refusals import RequestRefused
 from ingest.trial.sessions import SESSIONS_MAX, Progress, Sessions
 from ingest.trial.shop import Trial
 from ingest.web.login import Login
@@ -206,7 +206,7 @@ class _RunningTrial:
             await servers
             self.trial.reads.close()
 
-    def _refused(self, error: Refused) -> None:
+    def _refused(self, error: RequestRefused) -> None:
         self._refusals += 1
         if self._refusals <= REFUSALS_SHOWN_MAX:
             self._say(f"refused: {error}")

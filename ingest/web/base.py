@@ -23,7 +23,7 @@ from ingest.core.stored_recording import BlobError, UnpackedRecording
 from ingest.settings import Settings
 from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
-from ingest.web.operator_service import OperatorService, Refused
+from ingest.web.operator_service import OperatorService, RequestRefused
 from ingest.web.reads import Reads
 from tasks.sign_in import SignInThrottled
 
@@ -217,7 +217,7 @@ class Handler(web.RequestHandler):
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
             if isinstance(error, kind):
                 status_code, text = status, str(error)
-        if isinstance(error, Refused):
+        if isinstance(error, RequestRefused):
             status_code, text = error.status, str(error)
         if isinstance(error, SignInThrottled):
             status_code, text = 429, str(error)
@@ -228,7 +228,7 @@ class Handler(web.RequestHandler):
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """Logs a traceback only for errors that the page does not show."""
-        if not isinstance(value, (NotFound, BlobError, ReadError, Refused, SignInThrottled, web.HTTPError)):
+        if not isinstance(value, (NotFound, BlobError, ReadError, RequestRefused, SignInThrottled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
     def flag_argument(self, name: str) -> bool:

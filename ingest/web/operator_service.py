@@ -40,7 +40,7 @@ ACTIONS_MAX = 50
 FAULTS_SECONDS_MAX = 3.0
 
 
-class Refused(RuntimeError):
+class RequestRefused(RuntimeError):
     """Raised if a request is refused. The text states why; `status` is the HTTP status."""
 
     def __init__(self, status_code: int, text: str) -> None:
@@ -70,7 +70,7 @@ class DeadLetterFilter:
 
 
 class OperatorService:
-    """The operator's functions. Methods block, may be called from several threads, and raise Refused."""
+    """The operator's functions. Methods block, may be called from several threads, and raise RequestRefused."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -94,9 +94,9 @@ class OperatorService:
             away = any(fault.server is Server.KAFKA for fault in faults)
             actions = self._coordination.audited(ACTIONS_MAX, copy_only=away)
         except (RangeError, DecisionsUnreadable) as error:
-            raise Refused(503, f"operators' decisions: {error}") from error
+            raise RequestRefused(503, f"operators' decisions: {error}") from error
         except RedisError as error:
-            raise Refused(503, fault_of(error).line) from error
+            raise RequestRefused(503, fault_of(error).line) from error
         state = msgspec.structs.replace(state, faults=faults)
         found = msgspec.to_builtins(state)
         for batch in found["parked"]:
@@ -121,7 +121,7 @@ class OperatorService:
             coordination = Coordination(self._check_client, self._settings)
             found: dict[str, Any] = msgspec.to_builtins(coordination.trend())
         except RedisError as error:
-            raise Refused(503, fault_of(error).line) from error
+            raise RequestRefused(503, fault_of(error).line) from error
         return found
 
     def retry_batch(self, batch_id: str, by: str) -> str:
@@ -129,24 +129,24 @@ class OperatorService:
         try:
             return retry(self._coordination, batch_id, by)
         except NotParked as error:
-            raise Refused(404, str(error)) from error
+            raise RequestRefused(404, str(error)) from error
         except ReaderGone as error:
-            raise Refused(409, str(error)) from error
+            raise RequestRefused(409, str(error)) from error
         except RedisError as error:
-            raise Refused(503, fault_of(error).line) from error
+            raise RequestRefused(503, fault_of(error).line) from error
         except NotProduced as error:
-            raise Refused(503, str(error)) from error
+            raise RequestRefused(503, str(error)) from error
 
     def retry_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
         """Requests an immediate retry of these batches. Writes one audit entry."""
         try:
             return _outcomes(retry_all(self._coordination, batch_ids, by, reason.strip()))
         except ValueError as error:
-            raise Refused(400, str(error)) from error
+            raise RequestRefused(400, str(error)) from error
         except RedisError as error:
-            raise Refused(503, fault_of(error).line) from error
+            raise RequestRefused(503, fault_of(error).line) from error
         except NotProduced as error:
-            raise Refused(503, str(error)) from error
+            raise RequestRefused(503, str(error)) from error
 
     def abandon_batches(self, batch_ids: Sequence[str], reason: str, by: str) -> dict[str, Any]:
         """Abandons these batches one after another, each once its messages are durable as dead letters."""
@@ -154,23 +154,23 @@ class OperatorService:
         try:
             return _outcomes(abandon_all(self._settings, self._coordination, sink, batch_ids, reason.strip(), by))
         except ValueError as error:
-            raise Refused(400, str(error)) from error
+            raise RequestRefused(400, str(error)) from error
         finally:
             sink.close()
 
     def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
         """Abandons the batch once its messages are durable as dead letters. Returns the result as text."""
         if not reason.strip():
-            raise Refused(400, "a reason is required, to explain the dead letters later")
+            raise RequestRefused(400, "a reason is required, to explain the dead letters later")
         sink = build("dead_letter", self._settings)
         try:
             return abandon(self._settings, self._coordination, sink, batch_id, reason.strip(), by)
         except NotParked as error:
-            raise Refused(404, str(error)) from error
+            raise RequestRefused(404, str(error)) from error
         except (ReaderGone, ValueError) as error:
-            raise Refused(409, str(error)) from error
+            raise RequestRefused(409, str(error)) from error
         except (RedisError, SinkError, RangeError, NotProduced) as error:
-            raise Refused(503, str(error)) from error
+            raise RequestRefused(503, str(error)) from error
         finally:
             sink.close()
 
@@ -195,7 +195,7 @@ class OperatorService:
                     if len(shown) < DEAD_LETTERS_SHOWN_MAX:
                         shown.append(one)
         except dlq.DeadLettersUnavailable as error:
-            raise Refused(503, str(error)) from error
+            raise RequestRefused(503, str(error)) from error
         return {
             "letters": shown,
             "total": counts.total(),
@@ -206,7 +206,7 @@ class OperatorService:
     def replay_letters(self, ids: Sequence[str], by: str) -> dict[str, Any]:
         """Replays these letters; returns the outcome of each."""
         if not ids or len(ids) > DEAD_LETTERS_SHOWN_MAX:
-            raise Refused(400, f"select 1 to {DEAD_LETTERS_SHOWN_MAX} letters")
+            raise RequestRefused(400, f"select 1 to {DEAD_LETTERS_SHOWN_MAX} letters")
         outcomes: list[dict[str, str]] = []
 
         def add_outcome(letter: dlq.Letter, outcome: str) -> None:
@@ -228,9 +228,9 @@ class OperatorService:
                 }
             )
         except dlq.DeadLettersUnavailable as error:
-            raise Refused(503, str(error)) from error
+            raise RequestRefused(503, str(error)) from error
         except (RedisError, NotProduced) as error:
-            raise Refused(503, f"replayed, but not recorded in the audit trail: {error}") from error
+            raise RequestRefused(503, f"replayed, but not recorded in the audit trail: {error}") from error
         return {**msgspec.to_builtins(done), "outcomes": outcomes}
 
 

@@ -24,7 +24,7 @@ from tasks.connection import connect, fault_of
 from tasks.coordination import Coordination
 from tasks.flower.selection import (
     AGE_CHOICES,
-    Parked,
+    ParkedBatch,
     Selection,
     duration_text,
     parked_rows,
@@ -142,7 +142,7 @@ class _Page(BaseHandler):  # type: ignore[misc]
     def is_read_only(self) -> bool:
         return bool(self.application.options.read_only)
 
-    async def act(self, batch_ids: list[str]) -> tuple[str, dict[str, str]]:
+    async def apply_action(self, batch_ids: list[str]) -> tuple[str, dict[str, str]]:
         """Performs the form's action; returns the result and the refused batches. Raises HTTPError."""
         if self.is_read_only:
             raise web.HTTPError(403, "Flower is read-only")
@@ -198,7 +198,7 @@ class ParkedPage(_Page):
             batch_ids = await self.work(lambda _, coordination: _matching(coordination, chosen, seen_until))
         else:
             batch_ids = [one[:ID_CHARACTERS_MAX] for one in self.get_arguments("batch_id")]
-        result, refused = await self.act(batch_ids)
+        result, refused = await self.apply_action(batch_ids)
         await self._show(chosen, result, refused)
 
     def _selection(self) -> Selection:
@@ -209,11 +209,11 @@ class ParkedPage(_Page):
             raise web.HTTPError(400, str(error)) from error
 
     async def _show(self, chosen: Selection, result: str = "", refused: dict[str, str] | None = None) -> None:
-        def look(_: Any, coordination: Coordination) -> tuple[list[Parked], float]:
+        def read_page_data(_: Any, coordination: Coordination) -> tuple[list[ParkedBatch], float]:
             found, now = coordination.parked(), coordination.now()
             return parked_rows(found.values(), now), now
 
-        rows, now = await self.work(look)
+        rows, now = await self.work(read_page_data)
         matching = [row for row in rows if chosen.matches(row)]
         self.render(
             "parked.html",
@@ -231,7 +231,7 @@ class ParkedPage(_Page):
         )
 
 
-_Looked = tuple[Parked | None, BatchHistory | None, list[dict[str, str]]]
+_Looked = tuple[ParkedBatch | None, BatchHistory | None, list[dict[str, str]]]
 
 
 class BatchPage(_Page):
@@ -247,16 +247,16 @@ class BatchPage(_Page):
     @web.authenticated
     async def post(self, batch_id: str) -> None:
         """Retries or abandons this batch."""
-        result, refused = await self.act([batch_id])
+        result, refused = await self.apply_action([batch_id])
         await self._show(batch_id, result, refused)
 
     async def _show(self, batch_id: str, result: str = "", refused: dict[str, str] | None = None) -> None:
         if len(batch_id) > ID_CHARACTERS_MAX:
             raise web.HTTPError(404, "a batch id has at most 400 characters")
 
-        def look(
+        def read_page_data(
             settings: Any, coordination: Coordination
-        ) -> tuple[Parked | None, BatchHistory | None, list[dict[str, str]]]:
+        ) -> tuple[ParkedBatch | None, BatchHistory | None, list[dict[str, str]]]:
             found, now = coordination.parked(), coordination.now()
             entry = found.get(batch_id)
             parked = parked_rows([entry], now) if entry is not None else []
@@ -265,7 +265,7 @@ class BatchPage(_Page):
             actions = [one for one in coordination.audited(AUDIT_ENTRIES_MAX) if _concerns(one, batch_id)]
             return (parked[0] if parked else None), told, actions
 
-        parked, told, actions = await self.work(look)
+        parked, told, actions = await self.work(read_page_data)
         runs = runs_of(self.application.events.state.tasks, batch_id)
         if parked is None and told is None and not runs and not actions:
             raise web.HTTPError(

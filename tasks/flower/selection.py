@@ -18,7 +18,7 @@ _TASK = re.compile(r"\b(?:blobs|rows)/([a-z_]{1,30})/\d+:")
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkedBatch:
     """One row of the page. `sinks` are the sinks that the error names.
 
     `parked_seconds`: time since the reader first parked the batch. `retry_seconds`: time until the reader's own
@@ -50,7 +50,7 @@ class Selection:
     text: str = ""
     age_seconds_min: int = 0
 
-    def matches(self, batch: Parked) -> bool:
+    def matches(self, batch: ParkedBatch) -> bool:
         """Returns True if the batch matches every filter."""
         searched = f"{batch.error} {batch.batch_id} {batch.reader}".lower()
         return (
@@ -73,7 +73,7 @@ def selection(sink: str, text: str, age: str) -> Selection:
     return Selection(sink, text, int(age or 0))
 
 
-def parked_rows(found: Iterable[Mapping[str, Any]], now: float) -> list[Parked]:
+def parked_rows(found: Iterable[Mapping[str, Any]], now: float) -> list[ParkedBatch]:
     """Returns the entries of `Coordination.parked()` as rows, in the same order; invalid entries are skipped."""
     rows = []
     for entry in found:
@@ -84,9 +84,9 @@ def parked_rows(found: Iterable[Mapping[str, Any]], now: float) -> list[Parked]:
     return rows
 
 
-def _row(entry: Mapping[str, Any], now: float) -> Parked:
+def _row(entry: Mapping[str, Any], now: float) -> ParkedBatch:
     error = printable(without_secrets(str(entry.get("error", ""))))[:ERROR_CHARACTERS_MAX]
-    return Parked(
+    return ParkedBatch(
         batch_id=str(entry["batch_id"]),
         reader=str(entry.get("reader", "")),
         topic=str(entry.get("topic", "")),

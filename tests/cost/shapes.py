@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from isal import isal_zlib
 
-from ingest.core.parse.rows import Identity, coin
+from ingest.core.parse.rows import Identity, is_in_sample
 from ingest.testing.messages import (
     REPLAY_ID,
     breadcrumb,
@@ -83,7 +83,7 @@ def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
 def sampled_segment_id() -> int:
     """Returns a segment number for which the parser reads canvas mutations; a sender can choose such a number."""
     for number in range(100_000):
-        if coin(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
+        if is_in_sample(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
             return number
     raise AssertionError
 

@@ -134,7 +134,7 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
     taken = [line for line in assignment_log_lines(first) if line["event"] == "partitions_revoked"]
     assert all(kept.isdisjoint(line["partitions"]) for line in taken)
     assert not log_lines_of(first, "partitions_lost")
-    assert load.share_twice() == 0
+    assert load.share_sent_twice() == 0
     report = load.account(exact=True)
     assert report.ok, report.failures()
 

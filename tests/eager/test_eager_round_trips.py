@@ -30,7 +30,7 @@ CLICKHOUSE = "rows/clickhouse/0"
 BREAKER = "replays:breaker:clickhouse"
 
 
-class Staged:
+class StagedTask:
     """A staged task for ClickHouse with one row of the given size."""
 
     def __init__(self, eager: EagerFleet, size_bytes: int = 10) -> None:
@@ -79,10 +79,10 @@ def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
     eager: EagerFleet, size_bytes: int, reads: list[str]
 ) -> None:
     """A payload above INLINE_BYTES_MAX is read separately, because Lua would copy the payload."""
-    staged = Staged(eager, size_bytes)
+    staged = StagedTask(eager, size_bytes)
     run_task(staged.batch)  # loads the scripts
     eager.client.delete(staged.staging.key(staged.batch))
-    staged = Staged(eager, size_bytes)
+    staged = StagedTask(eager, size_bytes)
 
     assert requests(eager, lambda: run_task(staged.batch)) == ["EVALSHA", *reads, "EVALSHA"]
     assert len(eager.sink("clickhouse").calls) == 2
@@ -95,7 +95,7 @@ def test_a_task_needs_one_round_trip_before_its_write_and_one_after_it(
 
 def test_a_task_that_is_done_takes_no_permit(eager: EagerFleet) -> None:
     """If the task is already done, it takes no permit, so another task can run the probe."""
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     run_task(staged.batch)
     staged.open_breaker("1")
 
@@ -104,7 +104,7 @@ def test_a_task_that_is_done_takes_no_permit(eager: EagerFleet) -> None:
 
 
 def test_a_task_that_is_not_staged_takes_no_permit(eager: EagerFleet) -> None:
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     eager.client.hdel(staged.staging.key(staged.batch), CLICKHOUSE)
     staged.open_breaker("1")
 
@@ -114,7 +114,7 @@ def test_a_task_that_is_not_staged_takes_no_permit(eager: EagerFleet) -> None:
 
 
 def test_no_payload_is_sent_while_the_breaker_is_open(eager: EagerFleet) -> None:
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     staged.open_breaker("1e12")
 
     run = staged.begin()
@@ -126,7 +126,7 @@ def test_no_payload_is_sent_while_the_breaker_is_open(eager: EagerFleet) -> None
 
 
 def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: EagerFleet) -> None:
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     staged.open_breaker("1")
 
     sent = requests(eager, lambda: run_task(staged.batch))
@@ -137,7 +137,7 @@ def test_a_successful_probe_closes_the_breaker_together_with_the_mark(eager: Eag
 
 def test_a_forged_manifest_gives_the_probe_back(eager: EagerFleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the task cannot start because its manifest has no seal, another task can run the probe immediately."""
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     staged.open_breaker("1")
     monkeypatch.setenv("REPLAYS_SHARED_KEY", "k" * 32)
     staged.staging = Staging(eager.client, Settings(), lambda purpose: None)
@@ -149,7 +149,7 @@ def test_a_forged_manifest_gives_the_probe_back(eager: EagerFleet, monkeypatch: 
 
 def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: EagerFleet) -> None:
     """If a task is abandoned before its sink is called, another task can run the probe immediately."""
-    staged = Staged(eager)
+    staged = StagedTask(eager)
     staged.open_breaker("1")
     starts = eager.settings.task_starts_max
     eager.client.hset(staged.staging.key(staged.batch), f"starts/{CLICKHOUSE}/id", starts)
@@ -162,7 +162,7 @@ def test_a_task_that_kills_its_worker_gives_the_probe_back(eager: EagerFleet) ->
 @pytest.mark.parametrize("broken", ["wrong type", "no rights"])
 def test_a_breaker_that_cannot_be_used_prevents_neither_write_nor_mark(eager: EagerFleet, broken: str) -> None:
     """If the breaker's key has the wrong type, or Redis denies access to the key, the task still completes."""
-    staged, client = Staged(eager), eager.client
+    staged, client = StagedTask(eager), eager.client
     client.set(BREAKER, "x", ex=600)
     try:
         if broken == "no rights":

@@ -110,7 +110,7 @@ class Load:
         statsd_url = self.fleet.stack.addresses["statsd_query"]
         return reconcile(settings, expected, statsd_url=statsd_url, exact_metrics=exact)
 
-    def share_twice(self) -> float:
+    def share_sent_twice(self) -> float:
         """Returns the share of segments that were sent twice, measured at the only sink that does not
         deduplicate.
         """

@@ -416,7 +416,7 @@ MUTANTS = (
     Mutant(
         "starts an added partition where the reset policy says instead of at its beginning",
         "core/starting.py",
-        "StartPosition.BEGINNING if partition >= began_with else StartPosition.POLICY",
+        "StartPosition.BEGINNING if partition >= partitions_at_start else StartPosition.POLICY",
         "StartPosition.POLICY",
     ),
     Mutant(

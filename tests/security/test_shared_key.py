@@ -21,7 +21,7 @@ from tasks import chord
 from tasks.coordination import Coordination
 from tasks.kafka.decisions import Decision
 from tasks.operate import NotParked, retry
-from tasks.operators import Copy
+from tasks.operators import DecisionCopy
 from tasks.seals import Purpose
 from tasks.staging import Forged, Staging
 from tasks.wire import (
@@ -245,7 +245,7 @@ def test_a_forged_decision_is_not_shown(eager: EagerFleet, sealed: bool):
 
     Readers follow the topic and do not use the copy.
     """
-    copy = Copy(eager.client, eager.settings)
+    copy = DecisionCopy(eager.client, eager.settings)
     copy.apply({"killed/7": Decision(3, {"at": 1.0, "by": "me"})}, 4)
     decided, audit, _ = copy.keys
     ours = eager.client.hget(decided, "killed/7")
@@ -262,8 +262,8 @@ def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: EagerFleet):
     """A copy of decisions without seals is rebuilt; otherwise it would count as complete, although all of it is
     ignored.
     """
-    before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
-    copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
+    before = DecisionCopy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
+    copy, known = DecisionCopy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
     before.apply(known, 4)
 
     assert (before.copied_offset(), copy.copied_offset()) == (4, None)

@@ -50,7 +50,7 @@ OMITTED_ATTRIBUTES = frozenset(
 # `readers.Chord` records whether a chord belongs to the current attempt. Otherwise, decisions depend only on
 # whether there has been an attempt. A batch is parked after DEADLINE_MISSES_MAX consecutive missed deadlines, each
 # of which requires a fault in the model.
-CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
+CAPS = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # The reason for a cut affects decisions in only one way: it shows whether the batch is a part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
 # Objects that all partitions share. They are compared as part of the value of the pipeline.
@@ -71,7 +71,7 @@ def role_of(name: str) -> Role:
     """Returns the role of the attributes with this name. The name is sufficient, because it has the same meaning
     throughout the core.
     """
-    roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPPED}
+    roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPS}
     return next((role for role, names in roles.items() if name in names), Role.PLAIN)
 
 
@@ -83,7 +83,7 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
         case Role.DEADLINE:
             return max(0, math.ceil((value - now) / TICK_SECONDS - 1e-9))
         case Role.CAPPED:
-            return min(CAPPED[name], value)
+            return min(CAPS[name], value)
         case _:
             return value
 

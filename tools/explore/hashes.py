@@ -1,7 +1,7 @@
 """A model of Redis with one hash and one stream, without side effects.
 
 The model supports the commands that `tasks.staging` and `tasks.coordination` use. The real code uses a `Client`.
-Each request is an `Effect`, which `perform` applies to a value of type `Staged`. Scripts are translated by hand
+Each request is an `Effect`, which `perform` applies to a value of type `BatchHash`. Scripts are translated by hand
 and identified by their whole text, so that a changed script stops the explorer until it is translated again. A
 test compares this module with a real server.
 """
@@ -27,7 +27,7 @@ class Effect(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class Staged(NamedTuple):
+class BatchHash(NamedTuple):
     """The Redis hash of one batch. `exists`: it has fields; `expires`: it has an expiry."""
 
     fields: frozenset[tuple[str, bytes]] = frozenset()
@@ -41,22 +41,22 @@ class Staged(NamedTuple):
         """Returns the value of a field, or None if the field does not exist."""
         return next((value for field, value in self.fields if field == name), None)
 
-    def put(self, values: Mapping[str, bytes]) -> Staged:
+    def put(self, values: Mapping[str, bytes]) -> BatchHash:
         """Returns a copy with the given fields set."""
         kept = {(name, value) for name, value in self.fields if name not in values}
         return self._replace(fields=frozenset(kept | set(values.items())))
 
-    def without(self, names: Sequence[str]) -> Staged:
+    def without(self, names: Sequence[str]) -> BatchHash:
         """Returns a copy without the given fields. A hash without fields does not exist and has no expiry."""
         kept = frozenset((name, value) for name, value in self.fields if name not in names)
-        return Staged(kept, self.expires and bool(kept))
+        return BatchHash(kept, self.expires and bool(kept))
 
-    def expiring(self) -> Staged:
+    def expiring(self) -> BatchHash:
         """Returns a copy with an expiry, if the hash exists."""
         return self._replace(expires=self.exists)
 
 
-class Waits(BaseException):
+class ResponsePending(BaseException):
     """The code made a request for which no response is recorded yet."""
 
     def __init__(self, effect: Effect) -> None:
@@ -65,16 +65,16 @@ class Waits(BaseException):
 
 
 class Client:
-    """Stands in for a redis-py client. Returns the recorded responses in order, then raises Waits."""
+    """Stands in for a redis-py client. Returns the recorded responses in order, then raises ResponsePending."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Returns the response to the next effect. Raises Waits."""
+        """Returns the response to the next effect. Raises ResponsePending."""
         for answer in self._answers:
             return answer
-        raise Waits(Effect(name, arguments))
+        raise ResponsePending(Effect(name, arguments))
 
     def hmget(self, key: str, names: Sequence[str]) -> list[bytes | None]:
         """Returns fields of the hash, with None for missing fields."""
@@ -152,12 +152,12 @@ def _text(value: Any) -> Any:
 class PerformedEffect(NamedTuple):
     """The result of an effect: the hash after it, the response, and the completion added to a stream, if any."""
 
-    staged: Staged
+    staged: BatchHash
     answer: Any
     completion: bytes = b""
 
 
-def perform(effect: Effect, staged: Staged) -> PerformedEffect:
+def perform(effect: Effect, staged: BatchHash) -> PerformedEffect:
     """Applies an effect as the server does. Raises KeyError for a script that was not translated."""
     match effect.name:
         case "hmget":
@@ -170,7 +170,7 @@ def perform(effect: Effect, staged: Staged) -> PerformedEffect:
     raise AssertionError(effect)
 
 
-def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> PerformedEffect:
+def _pipeline(commands: Sequence[tuple[Any, ...]], staged: BatchHash) -> PerformedEffect:
     completion = b""
     for name, *arguments in commands:
         match name:
@@ -185,7 +185,7 @@ def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> PerformedE
     return PerformedEffect(staged, (), completion)
 
 
-def _begin(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+def _begin(staged: BatchHash, keys: int, arguments: Sequence[Any]) -> tuple[BatchHash, Any]:
     done, starts, left, task, manifest, seal, left_seal, forged, inline_max, *_ = arguments
     mark, progress, data = staged.value(done), staged.value(left), staged.value(manifest)
     rest = progress, data, staged.value(seal), staged.value(left_seal), mark
@@ -200,12 +200,12 @@ def _begin(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged,
     return staged.put({starts: str(count).encode()}), (0, count, *rest, permit, small)
 
 
-def _mark(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+def _mark(staged: BatchHash, keys: int, arguments: Sequence[Any]) -> tuple[BatchHash, Any]:
     _, done, mark, *gone = arguments
     return staged.put({done: _bytes(mark)}).without(gone[:7]).expiring(), b"closed" if keys == 2 else b""
 
 
-def _put_off(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+def _put_off(staged: BatchHash, keys: int, arguments: Sequence[Any]) -> tuple[BatchHash, Any]:
     manifest, starts, *fields = arguments
     if staged.value(manifest) is None:
         return staged, 0
@@ -213,7 +213,7 @@ def _put_off(staged: Staged, keys: int, arguments: Sequence[Any]) -> tuple[Stage
     return staged.put({name: _bytes(value) for name, value in pairs}).without([starts]), 1
 
 
-Translation = Callable[[Staged, int, Sequence[Any]], tuple[Staged, Any]]
+Translation = Callable[[BatchHash, int, Sequence[Any]], tuple[BatchHash, Any]]
 # The hand-translated scripts, by `digest` of their text.
 SCRIPTS: dict[str, Translation] = {
     "e4d6004a0f659d9c": _begin,

@@ -34,7 +34,7 @@ from tasks.wire import (
     encode_items,
     reference,
 )
-from tools.explore.hashes import Client, Effect, Waits
+from tools.explore.hashes import Client, Effect, ResponsePending
 
 # The blobs are read in a separate round trip, because they are large.
 TASKS: dict[str, list[Item]] = {
@@ -113,7 +113,7 @@ class Programs:
         if key not in self._known:
             try:
                 self._known[key] = NextStep(None, START[program.kind](program, Client(answers)))
-            except Waits as waits:
+            except ResponsePending as waits:
                 self._known[key] = NextStep(waits.effect)
         return self._known[key]
 

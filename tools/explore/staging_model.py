@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.hashes import BatchHash, Effect, perform
 from tools.explore.numbers import Numbers
 from tools.explore.programs import TASKS, Chord, Program, Programs, tasks_of
 
@@ -62,7 +62,7 @@ class World(NamedTuple):
     chord: Chord | None = Chord(0, False, 1)
     waiting: bool = False
     settled: bool = False
-    staged: Staged = Staged()
+    staged: BatchHash = BatchHash()
     writes: tuple[int, ...] = (0,) * len(NAMES)
     out: tuple[StartedChord, ...] = ()
     queue: tuple[Program, ...] = ()
@@ -147,7 +147,7 @@ class StagingModel:
         for completion in dict.fromkeys(world.stream):
             yield from self._receive(world, completion)
         yield fault(without_redis(world), "redis loses all data")
-        yield fault(world._replace(staged=Staged()), "redis evicts the staged batch")
+        yield fault(world._replace(staged=BatchHash()), "redis evicts the staged batch")
 
     def _reader(self, world: World) -> Iterator[Event]:
         chord = world.chord
@@ -346,7 +346,7 @@ def without_redis(world: World) -> World:
     callbacks are removed, and all other running programs continue.
     """
     running = tuple(one for one in world.running if one.program.kind != "report")
-    return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
+    return world._replace(staged=BatchHash(), out=(), queue=(), ends=(), stream=(), running=running)
 
 
 def cannot_complete(world: World, chord: Chord) -> bool:

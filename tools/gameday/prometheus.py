@@ -58,7 +58,7 @@ def available() -> str:
 def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
     """Returns the content of a rule file with all of its times divided by `factor`."""
 
-    def shorter(found: re.Match[str]) -> str:
+    def scaled_duration(found: re.Match[str]) -> str:
         seconds = int(found[1]) * SECONDS_BY_UNIT[found[2]] / factor
         return f"{max(1, round(seconds))}s"
 
@@ -68,13 +68,13 @@ def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
 
     def rule(before: dict[str, Any]) -> dict[str, Any]:
         expression = re.sub(r"\[(\d+)([smhd])\]", in_range, before["expr"])
-        expression = re.sub(r"offset \d+[smhd]", lambda found: DURATION.sub(shorter, found[0]), expression)
+        expression = re.sub(r"offset \d+[smhd]", lambda found: DURATION.sub(scaled_duration, found[0]), expression)
         if before["alert"] in WAITING_RULES:
             assert THRESHOLD.search(expression), before["alert"]
             expression = THRESHOLD.sub(_shorten_duration(factor), expression)
         after = {**before, "expr": expression}
         if "for" in before:
-            after["for"] = DURATION.sub(shorter, before["for"])
+            after["for"] = DURATION.sub(scaled_duration, before["for"])
         return after
 
     groups = [{**group, "rules": [rule(each) for each in group["rules"]]} for group in rules["groups"]]

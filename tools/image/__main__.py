@@ -25,7 +25,7 @@ from ingest.local.stack import Stack
 from tools.image import compose, pip
 from tools.image.base import base
 from tools.image.engine import Engine
-from tools.image.outcome import Clock, Failed, Lines, StepNotRun, last_line
+from tools.image.outcome import Clock, ImageDefect, Lines, StepNotRun, last_line
 from tools.image.system import FLOWER_PASSWORD, System
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", 
 
 
 def build(engine: Engine, lines: Lines, time_limit_factor: float) -> str:
-    """Builds the image. Returns its base. Raises StepNotRun, or Failed if the Dockerfile is the cause."""
+    """Builds the image. Returns its base. Raises StepNotRun, or ImageDefect if the Dockerfile is the cause."""
     began = time.monotonic()
     on = base(engine, (ROOT / "Dockerfile").read_text(), lines, time_limit_factor)
     probe = engine.once(on, ("python", "--version"), seconds=30.0)
@@ -51,7 +51,7 @@ def build(engine: Engine, lines: Lines, time_limit_factor: float) -> str:
         printed = done.stdout + done.stderr
         if any(word in printed for word in NO_INDEX):
             raise StepNotRun(f"the package index did not respond: {_error_of(printed)}")
-        raise Failed(f"the image cannot be built: {_error_of(printed)}")
+        raise ImageDefect(f"the image cannot be built: {_error_of(printed)}")
     after = engine.image(IMAGE)
     if before and before != after["Id"]:
         engine.remove_image(before)
@@ -73,7 +73,7 @@ def _error_of(printed: str) -> str:
 
 
 def run(engine: Engine, lines: Lines, tag: str) -> None:
-    """Runs the image against a stack. Raises Failed."""
+    """Runs the image against a stack. Raises ImageDefect."""
     variables = {"FLOWER_PASSWORD": FLOWER_PASSWORD}
     path = ROOT / "docker-compose.yml"
     try:
@@ -82,7 +82,7 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
             services = compose.built_services(path, variables)
             System(engine, IMAGE, services, compose.service_names(path, variables), stack, lines).run(tag)
     except (StepNotRun, LocalError, LoadError, ReconcileError) as error:
-        raise Failed(str(error)) from error
+        raise ImageDefect(str(error)) from error
     images = compose.third_party_images(path, variables)
     reason = "replaced by the embedded stack, in the host's network"
     lines.report_unfinished(
@@ -111,7 +111,7 @@ def main() -> int:
         run(engine, lines, tag)
     except StepNotRun as reason:
         lines.report_unfinished("the image was not built or not run", str(reason))
-    except Failed as error:
+    except ImageDefect as error:
         lines.report_failure(str(error))
     finally:
         engine.close()

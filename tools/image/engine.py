@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.image.calls import call
-from tools.image.outcome import Clock, Failed, StepNotRun, last_line
+from tools.image.outcome import Clock, ImageDefect, StepNotRun, last_line
 
 CALL_SECONDS_MAX = 30.0
 PULL_SECONDS_MAX = 60.0
@@ -93,10 +93,10 @@ class Engine:
         return self.call("run", "--rm", *self._options(), *options, image, *command, seconds=seconds)
 
     def start(self, name: str, image: str, command: Sequence[str], options: Sequence[str]) -> None:
-        """Starts a container. Raises Failed."""
+        """Starts a container. Raises ImageDefect."""
         done = self.call("run", "--detach", "--name", name, *self._options(), *options, image, *command)
         if done.returncode != 0:
-            raise Failed(f"{name} does not start: {last_line(done.stderr)}")
+            raise ImageDefect(f"{name} does not start: {last_line(done.stderr)}")
 
     def execute(self, name: str, command: Sequence[str]) -> bool:
         """Returns True if the command exits with 0 in the container."""
@@ -106,7 +106,7 @@ class Engine:
         """Returns the state of a container: `Running`, `Pid`, `ExitCode` and more."""
         done = self.call("inspect", "--type=container", "--format={{json .State}}", name)
         if done.returncode != 0:
-            raise Failed(f"{name} does not exist: {last_line(done.stderr)}")
+            raise ImageDefect(f"{name} does not exist: {last_line(done.stderr)}")
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 

@@ -1,7 +1,7 @@
 """Reports which steps of a test of the image succeeded, which steps this machine could not run, and which failed.
 
 `StepNotRun` means that the machine has a limitation, such as a missing engine or network; it does not fail CI.
-`Failed` means that the image has a defect.
+`ImageDefect` means that the image has a defect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class StepNotRun(Exception):
     """Raised if this machine cannot run a step. The message is the reason, in one line."""
 
 
-class Failed(Exception):
+class ImageDefect(Exception):
     """Raised if the image was built but does not work correctly. The message describes the problem."""
 
 

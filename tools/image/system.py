@@ -21,7 +21,7 @@ from ingest.local.servers.processes import HOST, LocalError, free_port, wait_unt
 from ingest.local.stack import Stack
 from tools.image.compose import Service, unresolved_variables
 from tools.image.engine import Engine
-from tools.image.outcome import Failed, Lines, last_line
+from tools.image.outcome import ImageDefect, Lines, last_line
 
 SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends once worker and reader have been replaced
 PORTS = (9464, 9465, 5555)
@@ -81,13 +81,16 @@ class System:
         self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
         for name, service in self._services.items():
             if names := unresolved_variables(service, hosts):
-                raise Failed(
+                raise ImageDefect(
                     f"{name} would still connect to a container of docker-compose.yml: {', '.join(names)}"
                 )
         self._names: dict[str, str] = {}
 
     def run(self, tag: str) -> None:
-        """Runs the whole test. Raises Failed or StepNotRun. `tag` makes the names of the containers unique."""
+        """Runs the whole test. `tag` makes the names of the containers unique.
+
+        Raises ImageDefect or StepNotRun.
+        """
         self._run_once("reader", ("replays-ingest", "--help"), "Usage:")
         self._run_once("worker", ("python", "-c", C_EXTENSION), "c\n")
         self._run_once("migrate", self._services["migrate"].command, "")
@@ -110,7 +113,7 @@ class System:
         done = self._engine.once(self._image, command, options, seconds=COMMAND_SECONDS_MAX)
         if done.returncode != 0 or wanted not in done.stdout:
             reason = last_line(done.stderr or done.stdout)
-            raise Failed(f"{' '.join(command)} ended with {done.returncode}: {reason}")
+            raise ImageDefect(f"{' '.join(command)} ended with {done.returncode}: {reason}")
         self._lines.report_done(f"{' '.join(command)} ended with 0")
 
     def _start(self, name: str, container: str) -> None:
@@ -122,33 +125,33 @@ class System:
         pid = int(engine.state(container)["Pid"])
         process = Path(f"/proc/{pid}")
         if found := breaches((process / "status").read_text(), (process / "mounts").read_text()):
-            raise Failed(f"{name}: {'; '.join(found)}")
+            raise ImageDefect(f"{name}: {'; '.join(found)}")
         self._lines.report_done(f"{' '.join(service.command)} is healthy as process 1, user {USER}, read-only")
 
     def _until(self, container: str, condition: Callable[[], bool], what: str) -> None:
         def holds() -> bool:
             if not self._engine.state(container)["Running"]:
-                raise Failed(f"{container} exited:\n{self._engine.log_tail(container)}")
+                raise ImageDefect(f"{container} exited:\n{self._engine.log_tail(container)}")
             return condition()
 
         try:
             wait_until(holds, self._engine.clock.seconds_for_step(READY_SECONDS_MAX), what)
         except LocalError as error:
-            raise Failed(f"{container}: {error}\n{self._engine.log_tail(container)}") from error
+            raise ImageDefect(f"{container}: {error}\n{self._engine.log_tail(container)}") from error
 
     def _stop(self, name: str) -> None:
         container = self._names.pop(name)
         code = self._engine.stop(container, self._services[name].stop_seconds)
         if code != 0:
-            raise Failed(f"{name} ended with {code} after SIGTERM:\n{self._engine.log_tail(container)}")
+            raise ImageDefect(f"{name} ended with {code} after SIGTERM:\n{self._engine.log_tail(container)}")
 
     def _check_flower_password(self) -> None:
         try:
             with urllib.request.urlopen(f"http://{HOST}:{self._ports[5555]}/workers", timeout=10):
-                raise Failed("Flower shows its pages without a password")
+                raise ImageDefect("Flower shows its pages without a password")
         except urllib.error.HTTPError as error:
             if error.code != 401:
-                raise Failed(f"Flower responds with {error.code} without a password") from error
+                raise ImageDefect(f"Flower responds with {error.code} without a password") from error
 
     def _replace_under_load(self, tag: str, manifest: Path) -> ProducedTotals:
         """Produces the load, and replaces the worker and the reader while messages arrive."""
@@ -186,7 +189,7 @@ class System:
             over.set()
             thread.join(90)
         if errors or not produced:
-            raise Failed(f"the load: {errors[0] if errors else 'it did not end'}")
+            raise ImageDefect(f"the load: {errors[0] if errors else 'it did not end'}")
         return produced[0]
 
     def _check_complete(self, produced: ProducedTotals, manifest: Path) -> None:
@@ -196,12 +199,12 @@ class System:
             )
         except LocalError as error:
             tails = "\n".join(self._engine.log_tail(name) for name in self._names.values())
-            raise Failed(f"{error}\n{tails}") from error
+            raise ImageDefect(f"{error}\n{tails}") from error
         self._run_once("reader", ("replays-ingest", "reconcile"), "")
         settings = self._fleet.settings
         report = reconcile(settings, Expectation.from_manifest(manifest, settings=settings))
         if not report.ok:
-            raise Failed(f"the sinks differ from the produced messages:\n{report.failures()}")
+            raise ImageDefect(f"the sinks differ from the produced messages:\n{report.failures()}")
         self._lines.report_done(
             f"{produced.messages} messages ({produced.segments} segments, {produced.rejects} malformed, "
             f"{produced.duplicates} sent twice), none of them missing in any sink"

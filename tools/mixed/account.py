@@ -16,7 +16,7 @@ REFUSED = "upgrade the workers before the readers"
 
 
 @dataclass(frozen=True, slots=True)
-class Parked:
+class ParkedBatch:
     """A parked batch: when and why it was first parked, and when its last message was committed."""
 
     batch: str
@@ -43,7 +43,7 @@ class RepeatedMessages:
     messages: int
 
 
-def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
+def parked(lines: Lines, commits: Sequence[Commit]) -> list[ParkedBatch]:
     """Returns each parked batch once. `lines`: log lines of all readers."""
     first: dict[str, tuple[float, str]] = {}
     for line in lines:
@@ -53,7 +53,7 @@ def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
         known = first.get(line["batch"])
         if known is None or at < known[0]:
             first[line["batch"]] = at, line["error"]
-    return [Parked(batch, at, error, _committed_at(batch, commits)) for batch, (at, error) in first.items()]
+    return [ParkedBatch(batch, at, error, _committed_at(batch, commits)) for batch, (at, error) in first.items()]
 
 
 def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:

@@ -53,7 +53,7 @@ class GatheredRows:
         self.warnings: list[str] = []
         self.rage = 0
         self.hydration = 0
-        self.is_sampled = rows.coin(writer.identity, "segment", rules.sample_segment_rate)
+        self.is_sampled = rows.is_in_sample(writer.identity, "segment", rules.sample_segment_rate)
         self._writer = writer
         self._rules = rules
         self._budget = budget
@@ -148,7 +148,7 @@ class GatheredRows:
     def _is_wanted(self, fact: Fact, index: int) -> bool:
         if fact.sampled == "segment":
             return self.is_sampled
-        return rows.coin(self._writer.identity, f"{index}", self._rules.sample_event_rate)
+        return rows.is_in_sample(self._writer.identity, f"{index}", self._rules.sample_event_rate)
 
     def _keep(self, row: Row) -> None:
         if self._has_room(rows.size_bytes(row)):

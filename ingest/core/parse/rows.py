@@ -122,7 +122,7 @@ def hashed(text: str) -> str:
     return uuid_text(md5(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def coin(identity: Identity, salt: str, share: float) -> bool:
+def is_in_sample(identity: Identity, salt: str, share: float) -> bool:
     """Returns True for about this share of segments. Every delivery of a segment gets the same decision."""
     return (
         crc32(f"{identity.project_id}/{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32

@@ -116,7 +116,7 @@ SIZES = "replays.usecases.ingest."
 VIDEO = "replays.recording_consumer.replay_video_"
 
 
-def coin(entry: Entry, salt: str, share: float) -> bool:
+def is_in_sample(entry: Entry, salt: str, share: float) -> bool:
     """Returns the sampling decision defined in docs/rows.md: true if the CRC-32 of project, replay, segment and
     salt is below `share` times 2**32, the number of possible values.
     """
@@ -232,12 +232,12 @@ class Expectation:
         for seen, fact in FACTS.items():
             if seen in entry.seen:
                 self.facts[fact] += entry.seen[seen]
-        if coin(entry, "segment", self.sample_segment_rate):
+        if is_in_sample(entry, "segment", self.sample_segment_rate):
             for seen, fact in SAMPLED_BY_SEGMENT.items():
                 if seen in entry.seen:
                     self.facts[fact] += entry.seen[seen]
         for fact, places in entry.coins.items():
-            sampled = sum(coin(entry, f"{place}", self.sample_event_rate) for place in places)
+            sampled = sum(is_in_sample(entry, f"{place}", self.sample_event_rate) for place in places)
             if sampled:
                 self.facts[fact] += sampled
 

@@ -12,7 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ingest.local.servers.processes import HOST, Child, Children, LocalError, free_port, private_folder, wait_until
+from ingest.local.servers.processes import (
+    HOST,
+    Child,
+    Children,
+    LocalError,
+    free_port,
+    private_directory,
+    wait_until,
+)
 
 START_TRIES = 3
 LOOPBACK_NAMES = frozenset((HOST, "localhost"))
@@ -73,7 +81,7 @@ class Server(ABC):
 
         If the port is taken and was not requested, other ports are tried.
         """
-        private_folder(self.directory)
+        private_directory(self.directory)
         for attempt in range(START_TRIES):
             if not self.port:
                 self.port = free_port()

@@ -31,7 +31,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ingest.local.servers.base import HttpServer, NonBrowserHandler, Server, answers_http
 from ingest.local.servers.confinement import confine
-from ingest.local.servers.processes import HOST, Children, private_folder
+from ingest.local.servers.processes import HOST, Children, private_directory
 from tasks.units import MiB
 
 REQUEST_BYTES_MAX = 256 * MiB
@@ -417,7 +417,7 @@ def main() -> None:
     # temporary directory.
     temporary = arguments.data.parent / "temporary"
     shutil.rmtree(temporary, ignore_errors=True)
-    private_folder(temporary)
+    private_directory(temporary)
     os.environ["TMPDIR"] = str(temporary)
     confine(arguments.data.parent)
     Handler.engine = Engine(arguments.data)

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 from ingest.local.servers.base import Server
 from ingest.local.servers.kafka import answers_metadata
-from ingest.local.servers.processes import HOST, Children, LocalError, free_port, private_folder
+from ingest.local.servers.processes import HOST, Children, LocalError, free_port, private_directory
 from ingest.local.servers.tls import Certificates, make_certificates
 from tasks.units import MiB
 
@@ -187,7 +187,7 @@ class JavaKafka(Server):
     def start(self) -> None:
         """Downloads the jars if needed, formats the data directory once, and runs the broker."""
         fetch()
-        private_folder(self.directory)
+        private_directory(self.directory)
         if self.security.endswith("SSL") and self.certificates is None:
             self.certificates = make_certificates(self.directory / "certificates")
         super().start()

@@ -43,7 +43,7 @@ class LocalError(RuntimeError):
     """Raised if a local process fails. The message names the process and ends with the tail of its log."""
 
 
-def private_folder(path: Path) -> None:
+def private_directory(path: Path) -> None:
     """Creates the folder and its missing parents, accessible only to this user.
 
     Existing folders are not changed.
@@ -205,7 +205,7 @@ class Child:
         with self._lock:
             if self.alive:
                 return
-            private_folder(self.log_path.parent)
+            private_directory(self.log_path.parent)
             with open(self.log_path, "ab", opener=private_opener) as log:
                 process = self._owner.start_program(self.command, log, {**os.environ, **self.env}, self.cwd)
             self._owner.watch(process.pid)

@@ -140,7 +140,7 @@ class _Lookahead(Generic[T]):
         self._elements, self._key = elements, key
         self._first = next(elements, None)
 
-    def take_before(self, name: str | None) -> Iterator[T]:
+    def take_elements_before(self, name: str | None) -> Iterator[T]:
         """Removes and yields the elements whose names sort before this name, or all elements if the name is
         None."""
         while self._first is not None and (name is None or self._key(self._first) < name):
@@ -192,16 +192,16 @@ class MissingObjects:
         self._confirm_suspects()
 
     def _pass(self, name: str | None) -> None:
-        for own in self._segments.take_before(name):
+        for own in self._segments.take_elements_before(name):
             if own == self._last:
                 continue
             self._last = own
             self._found.rows += 1
-            for _ in self._indexed.take_before(own):
+            for _ in self._indexed.take_elements_before(own):
                 pass
             if not self._indexed.take(own):
                 self._add_suspect(own, 1)
-        for packed, segments in self._packed.take_before(name):
+        for packed, segments in self._packed.take_elements_before(name):
             self._add_suspect(packed, segments)
 
     def _add_suspect(self, name: str, segments: int) -> None:

@@ -102,8 +102,8 @@ class Durability:
         """Returns whether, according to its stored commits, the group started before the topic had this
         partition.
         """
-        began_with = [cut_record.decode(*found).partitions for found in self._group_commits()]
-        return bool(began_with) and partition >= min(began_with)
+        partitions_at_start = [cut_record.decode(*found).partitions for found in self._group_commits()]
+        return bool(partitions_at_start) and partition >= min(partitions_at_start)
 
     def _follows_another_topic(self) -> bool:
         """Returns whether a stored commit contains the id of a deleted topic, which means that the current topic

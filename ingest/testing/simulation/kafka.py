@@ -548,13 +548,13 @@ class SimulatedSource:
         if begin.position is StartPosition.COMMITTED and found.offset is not None:
             offset, text = found.offset, found.text
             self._broker.resumed(partition, offset, text)
-            given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.began_with)
+            given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.partitions_at_start)
         else:
             latest = begin.position is StartPosition.POLICY and self._broker.latest
             offset = log.high if latest else log.low
             self._trace.mark("began_at_end" if latest else "began_at_beginning")
             self._broker.began(partition, offset)
-            given = on.Assignment(log.source, self._epoch, None, "", offset, topic.id, begin.began_with)
+            given = on.Assignment(log.source, self._epoch, None, "", offset, topic.id, begin.partitions_at_start)
         self._positions[partition] = offset
         self._read_replica(log)
         return given

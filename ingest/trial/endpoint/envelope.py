@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from tasks.units import KiB
 
 HEADER_BYTES_MAX = 64 * KiB
@@ -48,11 +48,11 @@ class Envelope:
         return dsn if isinstance(dsn, str) else ""
 
     def of(self, kind: str) -> memoryview | None:
-        """Returns the payload of the item of this type; None if there is none. Raises Refused if there are
+        """Returns the payload of the item of this type; None if there is none. Raises RequestRefused if there are
         several."""
         found = [item.payload for item in self.items if item.type == kind]
         if len(found) > 1:
-            raise Refused(Reason.ENVELOPE_INVALID, f"the envelope has more than one {kind} item")
+            raise RequestRefused(Reason.ENVELOPE_INVALID, f"the envelope has more than one {kind} item")
         return found[0] if found else None
 
 
@@ -65,7 +65,7 @@ def hex_id(value: Any) -> str:
 
 
 def split(content: bytes) -> Envelope:
-    """Splits an envelope into its header and items. Raises Refused: envelope_invalid."""
+    """Splits an envelope into its header and items. Raises RequestRefused: envelope_invalid."""
     whole = memoryview(content)
     header, position = _header(content, 0, "the envelope's header")
     items: list[Item] = []
@@ -120,5 +120,5 @@ def _end(content: bytes, start: int, length: Any, number: int) -> int:
     return end
 
 
-def _invalid(text: str) -> Refused:
-    return Refused(Reason.ENVELOPE_INVALID, text)
+def _invalid(text: str) -> RequestRefused:
+    return RequestRefused(Reason.ENVELOPE_INVALID, text)

@@ -24,7 +24,7 @@ from tornado import web
 from ingest.trial.endpoint.body import BODY_BYTES_MAX, decompressed
 from ingest.trial.endpoint.envelope import Envelope, split
 from ingest.trial.endpoint.messages import ProducedMessage, Project, ignored, message
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from ingest.trial.endpoint.replay_event import Client
 from tasks.kafka.producing import NotProduced
 from tasks.units import MiB
@@ -58,7 +58,7 @@ class Endpoint:
     key: str
     produce: Callable[[bytes], None]
     received: Callable[[ProducedMessage], None]
-    refused: Callable[[Refused], None] = lambda error: None
+    refused: Callable[[RequestRefused], None] = lambda error: None
     names: frozenset[str] = frozenset()
     clock: Callable[[], float] = time.time
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(HEAVY_REQUESTS_MAX, "envelopes"))
@@ -77,9 +77,11 @@ class Endpoint:
         self.kafka.shutdown(cancel_futures=True)
 
     def require_key(self, given: str) -> None:
-        """Raises Refused if the key is not the key in the DSN."""
+        """Raises RequestRefused if the key is not the key in the DSN."""
         if not hmac.compare_digest(given.encode(), self.key.encode()):
-            raise Refused(Reason.UNKNOWN_KEY, "the key is not the one in the DSN that this endpoint printed")
+            raise RequestRefused(
+                Reason.UNKNOWN_KEY, "the key is not the one in the DSN that this endpoint printed"
+            )
 
 
 @web.stream_request_body
@@ -102,7 +104,7 @@ class EnvelopeHandler(web.RequestHandler):
             self._require_host_and_project()
             if self.request.method == "POST":
                 self._reserve()
-        except Refused as error:
+        except RequestRefused as error:
             self._refuse(error)
             self.set_header("Connection", "close")
             self.finish()
@@ -129,7 +131,7 @@ class EnvelopeHandler(web.RequestHandler):
             endpoint.ignored += ignored(envelope)
             if found is not None:
                 await self._produce(found)
-        except Refused as error:
+        except RequestRefused as error:
             self._refuse(error)
             return
         self._respond({"id": envelope.event_id} if envelope.event_id else {})
@@ -145,27 +147,27 @@ class EnvelopeHandler(web.RequestHandler):
         self.reserved_bytes = 0
 
     def _reserve(self) -> None:
-        """Reserves memory for the body. Raises Refused with the reason body_too_large or busy."""
+        """Reserves memory for the body. Raises RequestRefused with the reason body_too_large or busy."""
         length = self.request.headers.get("Content-Length", "")
         announced = int(length) if length.isascii() and length.isdecimal() else BODY_BYTES_MAX
         if announced > BODY_BYTES_MAX:
-            raise Refused(Reason.BODY_TOO_LARGE, f"the body exceeds {BODY_BYTES_MAX} bytes")
+            raise RequestRefused(Reason.BODY_TOO_LARGE, f"the body exceeds {BODY_BYTES_MAX} bytes")
         if self.endpoint.buffered_bytes + announced > BUFFERED_BYTES_MAX:
-            raise Refused(Reason.BUSY, "too many requests at once; send again later")
+            raise RequestRefused(Reason.BUSY, "too many requests at once; send again later")
         self.endpoint.buffered_bytes += announced
         self.reserved_bytes = announced
 
     def _require_host_and_project(self) -> None:
         names = self.endpoint.names
         if names and self.request.host_name not in names:
-            raise Refused(
+            raise RequestRefused(
                 Reason.UNKNOWN_HOST, f"this endpoint only accepts requests for {' and '.join(sorted(names))}"
             )
         if self.path_args and self.path_args[0] != str(self.endpoint.project.project_id):
             text = (
                 f"the project is not {self.endpoint.project.project_id}, as in the DSN that this endpoint printed"
             )
-            raise Refused(Reason.UNKNOWN_PROJECT, text)
+            raise RequestRefused(Reason.UNKNOWN_PROJECT, text)
 
     def _key(self) -> str:
         """Returns the key in the query or in a header; "" if neither has one."""
@@ -199,11 +201,11 @@ class EnvelopeHandler(web.RequestHandler):
         try:
             await asyncio.get_running_loop().run_in_executor(endpoint.kafka, endpoint.produce, found.value)
         except NotProduced:
-            raise Refused(Reason.KAFKA, "Kafka did not acknowledge the message; send again later") from None
+            raise RequestRefused(Reason.KAFKA, "Kafka did not acknowledge the message; send again later") from None
         endpoint.segments += 1
         endpoint.received(found)
 
-    def _refuse(self, error: Refused) -> None:
+    def _refuse(self, error: RequestRefused) -> None:
         self.endpoint.refusals[error.reason.label] += 1
         self.endpoint.refused(error)
         self.set_status(error.reason.status)

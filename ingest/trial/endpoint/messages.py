@@ -14,7 +14,7 @@ import msgspec
 
 from ingest.trial.endpoint.envelope import Envelope
 from ingest.trial.endpoint.recording import Recording, recording
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from ingest.trial.endpoint.replay_event import Client, normalized
 
 MESSAGE_BYTES_MAX = 15_000_000
@@ -60,22 +60,22 @@ _decode_video = msgspec.msgpack.Decoder(_Video).decode
 
 
 def message(envelope: Envelope, project: Project, client: Client) -> ProducedMessage | None:
-    """Returns the replay in an envelope; None if the envelope has no replay. Raises Refused."""
+    """Returns the replay in an envelope; None if the envelope has no replay. Raises RequestRefused."""
     event, recorded, film = (envelope.of(kind) for kind in ("replay_event", "replay_recording", "replay_video"))
     if event is None and recorded is None and film is None:
         return None
     replay_id = envelope.event_id
     if not replay_id:
-        raise Refused(
+        raise RequestRefused(
             Reason.ENVELOPE_INVALID, "the envelope's header has no valid event_id, which is the replay's id"
         )
     video = b""
     if film is not None:
         if event is not None or recorded is not None:
-            raise Refused(Reason.ENVELOPE_INVALID, "a replay_video item has its own event and recording")
+            raise RequestRefused(Reason.ENVELOPE_INVALID, "a replay_video item has its own event and recording")
         event, recorded, video = _video(film)
     if recorded is None:
-        raise Refused(
+        raise RequestRefused(
             Reason.ENVELOPE_INVALID, "the envelope has a replay_event item without a replay_recording item"
         )
     document = None if event is None else normalized(event, replay_id, client)
@@ -93,9 +93,9 @@ def _video(item: memoryview) -> tuple[memoryview, memoryview, bytes]:
         found = _decode_video(item)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         text = "the replay_video item is not a msgpack map of replay_event, replay_recording and replay_video"
-        raise Refused(Reason.VIDEO_INVALID, text) from None
+        raise RequestRefused(Reason.VIDEO_INVALID, text) from None
     if not found.replay_video:
-        raise Refused(Reason.VIDEO_INVALID, "the replay_video item has an empty video")
+        raise RequestRefused(Reason.VIDEO_INVALID, "the replay_video item has an empty video")
     return memoryview(found.replay_event), memoryview(found.replay_recording), found.replay_video
 
 
@@ -117,5 +117,5 @@ def _produced(
     }
     value = msgspec.msgpack.encode(fields)
     if len(value) > MESSAGE_BYTES_MAX:
-        raise Refused(Reason.MESSAGE_TOO_LARGE, f"the Kafka message exceeds {MESSAGE_BYTES_MAX} bytes")
+        raise RequestRefused(Reason.MESSAGE_TOO_LARGE, f"the Kafka message exceeds {MESSAGE_BYTES_MAX} bytes")
     return ProducedMessage(replay_id, recorded.segment_id, value)

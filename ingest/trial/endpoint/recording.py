@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ingest.core.parse.recording import inflate, is_plain, split
 from ingest.core.parse.rules import MessageRejected
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from tasks.units import MiB
 
 COMPRESSED_BYTES_MAX = 10 * MiB
@@ -28,28 +28,29 @@ class Recording:
 
 
 def recording(item: memoryview) -> Recording:
-    """Returns the recording of an item. Raises Refused with reason recording_invalid or recording_too_large."""
+    """Returns the recording of an item. Raises RequestRefused with reason recording_invalid or
+    recording_too_large."""
     try:
         segment_id, body = split(item)
         if not is_plain(body) and len(body) > COMPRESSED_BYTES_MAX:
-            raise Refused(
+            raise RequestRefused(
                 Reason.RECORDING_TOO_LARGE, f"the compressed recording exceeds {COMPRESSED_BYTES_MAX} bytes"
             )
         raw = inflate(body, INFLATED_BYTES_MAX)
     except MessageRejected as error:
         if error.reason == "body_too_large":
             text = f"the recording has more than {INFLATED_BYTES_MAX} bytes of JSON"
-            raise Refused(Reason.RECORDING_TOO_LARGE, text) from None
-        raise Refused(
+            raise RequestRefused(Reason.RECORDING_TOO_LARGE, text) from None
+        raise RequestRefused(
             Reason.RECORDING_INVALID, f"the recording is invalid: {_REASON_TEXTS[error.reason]}"
         ) from None
     if segment_id > SEGMENT_ID_MAX:
-        raise Refused(Reason.RECORDING_INVALID, f"segment_id exceeds {SEGMENT_ID_MAX}")
+        raise RequestRefused(Reason.RECORDING_INVALID, f"segment_id exceeds {SEGMENT_ID_MAX}")
     if not raw.startswith(b"["):
-        raise Refused(Reason.RECORDING_INVALID, "the recording is not a JSON array")
+        raise RequestRefused(Reason.RECORDING_INVALID, "the recording is not a JSON array")
     packed = zlib.compress(raw) if is_plain(body) else bytes(body)
     if len(packed) > COMPRESSED_BYTES_MAX:
-        raise Refused(
+        raise RequestRefused(
             Reason.RECORDING_TOO_LARGE, f"the recording compresses to more than {COMPRESSED_BYTES_MAX} bytes"
         )
     return Recording(segment_id, b'{"segment_id":%d}\n' % segment_id + packed)

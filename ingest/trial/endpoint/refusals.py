@@ -30,7 +30,7 @@ class Reason(Enum):
         self.status = status
 
 
-class Refused(ValueError):
+class RequestRefused(ValueError):
     """Raised if a request is refused. The text states the reason in one line and contains no bytes of the
     request."""
 

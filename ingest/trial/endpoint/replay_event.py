@@ -13,7 +13,7 @@ from typing import Any
 
 from ingest.trial.endpoint.envelope import hex_id
 from ingest.trial.endpoint.recording import SEGMENT_ID_MAX
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from ingest.trial.endpoint.user_agent import Product, browser_of, device_of, system_of
 from tasks.units import MiB
 
@@ -36,11 +36,11 @@ class Client:
 
 
 def normalized(payload: memoryview, replay_id: str, client: Client) -> bytes:
-    """Returns the normalized event as JSON. Raises Refused with the reason replay_event_invalid or
+    """Returns the normalized event as JSON. Raises RequestRefused with the reason replay_event_invalid or
     replay_event_too_large.
     """
     if len(payload) > EVENT_BYTES_MAX:
-        raise Refused(Reason.REPLAY_EVENT_TOO_LARGE, f"the replay event exceeds {EVENT_BYTES_MAX} bytes")
+        raise RequestRefused(Reason.REPLAY_EVENT_TOO_LARGE, f"the replay event exceeds {EVENT_BYTES_MAX} bytes")
     try:
         event = json.loads(bytes(payload), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -74,8 +74,8 @@ def normalized(payload: memoryview, replay_id: str, client: Client) -> bytes:
         raise _invalid("it is nested too deeply") from None
 
 
-def _invalid(text: str) -> Refused:
-    return Refused(Reason.REPLAY_EVENT_INVALID, f"the replay event is invalid: {text}")
+def _invalid(text: str) -> RequestRefused:
+    return RequestRefused(Reason.REPLAY_EVENT_INVALID, f"the replay event is invalid: {text}")
 
 
 def _seconds(value: Any, received_at: float) -> float:

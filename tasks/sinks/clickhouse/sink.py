@@ -50,7 +50,7 @@ from tasks.sinks.per_process import PerProcessValue
 from tasks.wire import TABLES_BY_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
-NAMED_ROWS_MAX = 16
+REMOVED_ROWS_MAX = 16
 # If the server reports the first of the remaining rows as bad this many consecutive times, it probably refuses all
 # of them.
 FIRST_ROW_REPORTS_MAX = 3
@@ -189,7 +189,7 @@ class _Write:
                 middle = len(wanted) // 2
                 pending_chunks.extendleft((wanted[middle:], wanted[:middle]))
             elif failure.blame is Blame.BATCH and len(wanted) > 1:
-                self._without_named(table, wanted, failure)
+                self._insert_without_named_rows(table, wanted, failure)
             else:
                 self._outcome.note(self._blame_single_row(failure, wanted), wanted)
 
@@ -204,13 +204,13 @@ class _Write:
             return Failure(Blame.ROW, f"one row of {size_bytes} bytes is too large: {failure.message}")
         return failure.blamed(Blame.ROW)
 
-    def _without_named(self, table: str, positions: list[int], failure: Failure) -> None:
+    def _insert_without_named_rows(self, table: str, positions: list[int], failure: Failure) -> None:
         """Removes, one at a time, the rows that the server reports as bad, and writes the remaining rows."""
         wanted, refused, first = list(positions), 0, 0
         while wanted:
             row = row_of(failure.message)
             first = first + 1 if row == 0 else 0
-            too_many = refused >= NAMED_ROWS_MAX or first > FIRST_ROW_REPORTS_MAX
+            too_many = refused >= REMOVED_ROWS_MAX or first > FIRST_ROW_REPORTS_MAX
             if row is None or row >= len(wanted) or too_many:
                 self._outcome.note(self._blame_single_row(failure, wanted), wanted)
                 return

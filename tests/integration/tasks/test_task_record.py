@@ -17,7 +17,7 @@ from tasks.wire import ChordName, Manifest, Stage, TaskEntry, reference
 TASK = "rows/bigquery/0"
 
 
-class Staged:
+class StagedBatch:
     """A staged batch with one task."""
 
     def __init__(self, settings: Settings) -> None:
@@ -42,11 +42,11 @@ class Staged:
 
 
 @pytest.fixture
-def staged(settings: Callable[..., Settings], redis_url: str, fresh_name: Callable[[str], str]) -> Staged:
-    return Staged(settings(redis_url=redis_url, key_prefix=fresh_name("record")))
+def staged(settings: Callable[..., Settings], redis_url: str, fresh_name: Callable[[str], str]) -> StagedBatch:
+    return StagedBatch(settings(redis_url=redis_url, key_prefix=fresh_name("record")))
 
 
-def test_the_next_run_finds_the_record_even_if_the_batch_was_staged_again(staged: Staged) -> None:
+def test_the_next_run_finds_the_record_even_if_the_batch_was_staged_again(staged: StagedBatch) -> None:
     first = staged.record()
     assert first.load() == b""
     assert first.store(b"one")
@@ -56,7 +56,7 @@ def test_the_next_run_finds_the_record_even_if_the_batch_was_staged_again(staged
     assert staged.record().load() == b"two"
 
 
-def test_a_run_replaces_only_what_it_saw(staged: Staged) -> None:
+def test_a_run_replaces_only_what_it_saw(staged: StagedBatch) -> None:
     slow, quick = staged.record(), staged.record()
     assert slow.load() == quick.load() == b""
     assert quick.store(b"quick")
@@ -67,7 +67,7 @@ def test_a_run_replaces_only_what_it_saw(staged: Staged) -> None:
     assert not quick.store(b"quick again")
 
 
-def test_the_done_mark_removes_the_record(staged: Staged) -> None:
+def test_the_done_mark_removes_the_record(staged: StagedBatch) -> None:
     record = staged.record()
     record.load()
     record.store(b"one")
@@ -77,7 +77,7 @@ def test_the_done_mark_removes_the_record(staged: Staged) -> None:
     assert staged.record().load() == b""
 
 
-def test_nothing_is_recorded_for_a_batch_that_is_gone(staged: Staged) -> None:
+def test_nothing_is_recorded_for_a_batch_that_is_gone(staged: StagedBatch) -> None:
     """If Redis was emptied, nothing is recorded for the batch until the reader has staged the batch again, because
     a Redis key that contains only a record would never expire.
     """
@@ -96,7 +96,7 @@ def test_a_forged_record_is_ignored_and_replaced(
     """If a shared key is configured, a record without a valid seal is ignored and replaced, because it could
     hide rows.
     """
-    sealed = Staged(settings(redis_url=redis_url, key_prefix=fresh_name("record"), shared_key="k" * 32))
+    sealed = StagedBatch(settings(redis_url=redis_url, key_prefix=fresh_name("record"), shared_key="k" * 32))
     record = sealed.record()
     record.load()
     assert record.store(b"one")

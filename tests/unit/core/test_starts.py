@@ -36,7 +36,7 @@ def test_the_chosen_start_is_committed_before_any_message() -> None:
     """Before any message is consumed, the chosen start offset is committed, with the topic's id and the number of
     partitions that the topic had when the group started.
     """
-    runtime = started_reader(committed=None, start=7, topic_id="now", began_with=4)
+    runtime = started_reader(committed=None, start=7, topic_id="now", partitions_at_start=4)
 
     assert records(runtime) == [(7, Record("now", 4, 1))]
     assert runtime.pipeline.position(PARTITION) == (7, 7)

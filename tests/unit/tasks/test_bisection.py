@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.bisection import REFUSED_ITEMS_MIN, WRITES_MAX, OutOfTime, deliver
+from tasks.bisection import REFUSED_ITEMS_MIN, WRITES_MAX, TimeLimitReached, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
@@ -283,7 +283,7 @@ def test_a_search_is_bounded_and_the_next_run_continues() -> None:
         before = server.writes
         try:
             server.deliver(progress, 600)
-        except OutOfTime:
+        except TimeLimitReached:
             assert progress.refused
         assert server.writes - before <= WRITES_MAX
 
@@ -325,7 +325,7 @@ def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
     server, progress = Server(poison=[0]), fresh(8)
     times = iter([True, True, False])
 
-    with pytest.raises(OutOfTime):
+    with pytest.raises(TimeLimitReached):
         deliver(server.write, server.examine, progress, 8, lambda: next(times))
 
     assert server.writes == 2

@@ -14,7 +14,7 @@ from ingest.core.model import Segment
 from ingest.trial.endpoint.body import decompressed
 from ingest.trial.endpoint.envelope import split
 from ingest.trial.endpoint.messages import ProducedMessage, ignored, message
-from ingest.trial.endpoint.refusals import Reason, Refused
+from ingest.trial.endpoint.refusals import Reason, RequestRefused
 from ingest.trial.endpoint.replay_event import LIST_MAX, Client, normalized
 from tests.kit.envelopes import PROJECT, envelope, item, sent_by_the_sdk
 from tests.kit.parsing import parsed
@@ -151,7 +151,7 @@ def test_bodies_are_decompressed(encoding: str, packed: bytes) -> None:
 )
 def test_a_malformed_envelope_is_refused_with_its_reason(content: bytes, reason: Reason) -> None:
     """A malformed envelope is refused with a reason that names the malformed part."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestRefused) as refused:
         message(split(content), PROJECT, CLIENT)
     assert refused.value.reason is reason
 
@@ -169,7 +169,7 @@ def test_a_malformed_envelope_is_refused_with_its_reason(content: bytes, reason:
 )
 def test_an_invalid_replay_event_is_refused(fields: dict[str, Any]) -> None:
     """A replay event is refused if a field that identifies the segment is invalid or a list of ids is too long."""
-    with pytest.raises(Refused, match="the replay event is invalid"):
+    with pytest.raises(RequestRefused, match="the replay event is invalid"):
         normal(**fields)
 
 

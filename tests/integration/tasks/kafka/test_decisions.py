@@ -21,7 +21,7 @@ from tasks.kafka.decisions import DecisionReader, DecisionsUnreadable, DecisionW
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.topics import Topics
 from tasks.migrate.kafka import migrate_topics
-from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNE_BATCH_SIZE, Copy, Operators, names
+from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNE_BATCH_SIZE, DecisionCopy, Operators, names
 
 
 def never_stopping(seconds: float) -> bool:
@@ -84,18 +84,18 @@ def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, set
     store.kill(7, "ann")
     refresh, gate = following_gate(client, settings)
     refresh.refresh()
-    before = Copy(client, settings).in_force()
+    before = DecisionCopy(client, settings).in_force()
     client.flushall()
 
     refresh.refresh()
 
     assert gate.rules.killed == {7}
-    assert Copy(client, settings).in_force() == before
-    assert len(Copy(client, settings).audited(10)) == 1
+    assert DecisionCopy(client, settings).in_force() == before
+    assert len(DecisionCopy(client, settings).audited(10)) == 1
     store.revive(7, "ann")
     refresh.refresh()
     assert not gate.active
-    assert Copy(client, settings).in_force() == {}
+    assert DecisionCopy(client, settings).in_force() == {}
     refresh.stop()
 
 
@@ -111,7 +111,7 @@ def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: 
 
     refresh.refresh()
     assert gate.rules.killed == {7}
-    assert set(Copy(client, settings).in_force()) == {"killed/7"}
+    assert set(DecisionCopy(client, settings).in_force()) == {"killed/7"}
     refresh.stop()
 
 

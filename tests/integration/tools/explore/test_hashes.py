@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.hashes import BatchHash, Effect, perform
 from tools.explore.programs import Chord, Program, Programs, tasks_of
 
 
@@ -52,7 +52,7 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
     """For interleaved programs, the results and the hash after each round trip equal those of Redis."""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
-    key, staged = f"explored-{seed}", Staged()
+    key, staged = f"explored-{seed}", BatchHash()
     running: list[tuple[Program, tuple[Any, ...]]] = []
     client.delete(key)
 
@@ -76,6 +76,6 @@ def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> Non
         running.append((program, (*answers, performed.answer)))
         if random.random() < 0.02:
             client.delete(key)
-            staged = Staged()
+            staged = BatchHash()
 
     assert len(programs) > 20

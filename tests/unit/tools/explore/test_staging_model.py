@@ -8,7 +8,7 @@ import pytest
 
 from tests.kit.planted import explore_copy
 from tests.mutation.mutants import Mutant
-from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.hashes import BatchHash, Effect, perform
 from tools.explore.search import Search
 from tools.explore.staging_model import StagingModel
 
@@ -100,4 +100,4 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 def test_an_altered_script_stops_the_explorer() -> None:
     """If the Lua script has changed, the explorer stops, because its translation of the script is outdated."""
     with pytest.raises(KeyError):
-        perform(Effect("script", ("return 1", 1, ())), Staged())
+        perform(Effect("script", ("return 1", 1, ())), BatchHash())
