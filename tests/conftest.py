@@ -6,6 +6,7 @@ worker.
 
 import os
 
+import hypothesis
 import pytest
 
 from ingest.local.servers.processes import Children
@@ -26,6 +27,10 @@ from tests.kit.servers import (
     statsd,
     statsd_server,
 )
+
+# By default, Hypothesis fails a test whose example takes 200 ms, which depends on how busy the machine is.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 __all__ = [
     "apache_kafka",
