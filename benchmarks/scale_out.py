@@ -9,8 +9,8 @@ The check measures the CPU time per segment at the same total rate, with 8 parti
 4 and 8 readers, and with 1, 2 and 4 groups of readers and workers, each with its own Redis. A first run measures
 the CPU time that each reader and each worker uses when idle. The check runs twice:
 
-- With *equal batches* (no early cuts), batches are the same with any number of readers. A segment may cost as
-  much as with one reader or one group, plus what the added processes use when idle.
+- With *equal batches* (no early cuts), batches are the same with any number of readers. A segment must
+  cost no more than it does with one reader or one group, plus what the added processes use when idle.
 - With *early cuts*, the default, batches get smaller as readers are added: the number of batches in flight per
   reader is more often below the limit for early cuts, so each reader cuts early more often, and fewer segments
   share the fixed cost of a batch. The model takes the cost per segment and per batch from the first and the last

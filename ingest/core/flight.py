@@ -33,7 +33,7 @@ class Flight:
     `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
     counts the failed chords of this stage, `own_failures` counts those that failed while other batches
     succeeded, and `misses` counts the consecutive deadlines that passed without a completion. `failed_sinks`: the
-    sinks that did not write the batch at its last failure in this stage; empty if unknown. `proven`: sinks that
+    sinks that had not written the batch when this stage last failed; empty if unknown. `proven`: sinks that
     are known to work, because other batches have been written to them since this batch was last parked or first
     started. `own_cause`: True if every sink that did not write the batch at its last failure was known to work, so
     the batch itself is the cause. `shown`: the last Park shown to operators, at `shown_at`; None once the stage is

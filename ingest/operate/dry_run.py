@@ -83,7 +83,7 @@ class DryRun:
     # Replaces the workers
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Encodes a stage as for workers, decodes it, and writes the items to the memory sinks."""
+        """Encodes a stage as if to send it to workers, decodes it, and writes the items to the memory sinks."""
         if not isinstance(command, do.Dispatch):
             return
         batch, stage = command.batch, command.stage

@@ -136,7 +136,7 @@ def log_run(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: f
 
 def connect() -> None:
     """Called once by `tasks.celery`. Only workers send these signals."""
-    signals.celeryd_init.connect(_on_beginning, weak=False)
+    signals.celeryd_init.connect(_on_start, weak=False)
     signals.setup_logging.connect(_on_logging, weak=False)
     signals.worker_init.connect(_on_worker, weak=False)
     signals.worker_process_init.connect(_on_worker, weak=False)
@@ -146,7 +146,7 @@ def connect() -> None:
     metrics.connect()
 
 
-def _on_beginning(instance: Any = None, **_: Any) -> None:
+def _on_start(instance: Any = None, **_: Any) -> None:
     """Runs before Celery prints its banner and warnings, which are not JSON."""
     settings = load_fleet()
     if logs.as_json(settings, sys.stderr):

@@ -116,6 +116,7 @@ NOT_RUN = {
     "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
     "python -m tools.manifests": "it writes into the checkout; tests/unit/deploy/test_chart.py checks its output",
     "python -m tools.pictures.trial": "test_try.py runs what it runs",
+    "python -m tools.language_sample": "tests/unit/tools/test_language_sample.py runs it on a small repository",
     "python -m tools.imports": "tests/unit/test_imports.py tests the same functions",
     "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py runs it",
     "python -m tools.audit": "it queries a public server; tests/unit/tools/test_audit.py starts its own",

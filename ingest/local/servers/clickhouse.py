@@ -236,7 +236,7 @@ class Engine:
         return Answer(result.bytes() or b"", answer_format, result.rows_read(), result.bytes_read())
 
     def _insert(self, connection: Any, request: Request) -> Answer:
-        """Passes the data of an INSERT to the engine in a file, because a statement cannot contain binary
+        """Passes the data of an INSERT to the engine in a file, because a statement cannot contain data in binary
         formats.
         """
         ending = _FORMAT_AT_END.search(request.sql)

@@ -167,7 +167,7 @@ class _Sender:
         self._sinks[letter.sink].write([item], token, self._settings.sink_timeout_seconds)
 
     def mark(self, letter: Letter) -> None:
-        """Writes a mark to the dead-letter topic."""
+        """Writes a sealed record to the dead-letter topic, which marks this letter as replayed."""
         mark = Mark(letter.id, digest(letter.key, letter.value))
         topic = self._settings.dlq_topic
         headers = sealed(self._settings.seals, topic, None, b"", mark.encode())

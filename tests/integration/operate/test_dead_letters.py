@@ -35,7 +35,8 @@ def first_format(item: DeadLetter) -> DeadLetter:
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """A replay writes a refused blob and refused rows to their sinks; equal letters are written only once.
+    """Replaying dead letters writes a refused blob and refused rows to their sinks; identical dead letters are
+    written only once.
 
     A second run finds nothing to replay.
     """
