@@ -1,8 +1,9 @@
 """Interprets a response to an INSERT, which either proves the write or names the cause of its failure.
 
 With `wait_end_of_query`, a response proves a write if its status is 200, its body is empty, it has no exception
-code, and the `written_rows` in its summary is at least the number of rows sent. The server counts rows that enter
-the pipeline: this includes rows of materialized views and rows that the server skips because of a repeated token.
+code, and the `written_rows` in its summary is at least the number of rows sent. The count includes rows of
+materialized views. For rows that the server skips because of a repeated token, it may be 0; the insert is then
+repeated with another token.
 https://clickhouse.com/docs/interfaces/http
 """
 
