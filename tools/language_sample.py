@@ -76,7 +76,7 @@ def identifiers(root: Path) -> list[Sample]:
 def _names(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
-    elif isinstance(node, ast.arg) and len(node.arg) >= PARAMETER_CHARACTERS_MIN:
+    elif isinstance(node, ast.arg) and len(node.arg) >= PARAMETER_CHARACTERS_MIN and node.arg != "self":
         yield node.arg
     elif isinstance(node, ast.Assign):
         for target in node.targets:

@@ -14,7 +14,7 @@ MODULE = '''"""The first sentence of a module. Its second sentence."""
 # this constant is large.
 LIMIT = 3  # noqa: this directive is not prose
 parser.add_argument("--x", help="the number of things")
-def shown(value, an_argument):
+def shown(self, value, an_argument):
     """Returns the value that is shown."""
 '''
 PAGE = """# A page about some things
