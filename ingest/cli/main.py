@@ -26,8 +26,18 @@ GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local
 
 # A full disk, or a file or directory that is missing or not permitted. Other errors of the system are defects.
 FILE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-    | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO}
+    (
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ENOENT,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    )
 )
 
 

@@ -11,14 +11,12 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 OPERATOR_CHARACTERS_MAX = 200
 SHOWN_CHARACTERS_MAX = 80
-_LETTER_ID = re.compile(r"[0-9]{1,10}-[0-9]{1,19}")
-_BATCH_ID = re.compile(r"[A-Za-z0-9._-]{1,249}(-[0-9]{1,19}){3}")
 
 
 class ReplayId(click.ParamType[str]):
@@ -36,38 +34,39 @@ class ReplayId(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
-class LetterId(click.ParamType[str]):
+class _FormattedId(click.ParamType[str]):
+    """An id that is accepted unchanged if it has the form of `pattern`; otherwise the error names the form and the
+    command that lists such ids.
+    """
+
+    pattern: ClassVar[re.Pattern[str]]
+    form: ClassVar[str]
+    list_command: ClassVar[str]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails with a usage error."""
+        if not self.pattern.fullmatch(str(value)):
+            advice = f"list ids with `replays-ingest {self.list_command}`"
+            self.fail(f"{_shortened(value)} is not the id of a {self.form}; {advice}", param, ctx)
+        return str(value)
+
+
+class LetterId(_FormattedId):
     """The id of a dead letter: PARTITION-OFFSET in the dead-letter topic."""
 
     name = "partition-offset"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Fails with a usage error."""
-        if not _LETTER_ID.fullmatch(str(value)):
-            self.fail(
-                f"{_shortened(value)} is not the id of a dead letter (PARTITION-OFFSET); list ids with "
-                "`replays-ingest dlq ls`",
-                param,
-                ctx,
-            )
-        return str(value)
+    pattern = re.compile(r"[0-9]{1,10}-[0-9]{1,19}")
+    form = "dead letter (PARTITION-OFFSET)"
+    list_command = "dlq ls"
 
 
-class BatchId(click.ParamType[str]):
+class BatchId(_FormattedId):
     """The id of a batch: TOPIC-PARTITION-START-STOP."""
 
     name = "batch_id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Fails with a usage error."""
-        if not _BATCH_ID.fullmatch(str(value)):
-            self.fail(
-                f"{_shortened(value)} is not the id of a batch (TOPIC-PARTITION-START-STOP); list parked batches "
-                "with `replays-ingest batches ls`",
-                param,
-                ctx,
-            )
-        return str(value)
+    pattern = re.compile(r"[A-Za-z0-9._-]{1,249}(-[0-9]{1,19}){3}")
+    form = "batch (TOPIC-PARTITION-START-STOP)"
+    list_command = "batches ls"
 
 
 class OperatorName(click.ParamType[str]):
