@@ -63,6 +63,8 @@ def run(
                     audit.note(by, scope, "ends")
             if not account.ok:
                 audit.note_earlier_rules()
+            if not account.messages:
+                account.notes.append("no committed message is in this range, so nothing was checked")
     except (
         RangeError,
         DecisionsUnreadable,

@@ -226,6 +226,8 @@ def test_only_the_requested_range_is_checked(system: System) -> None:
     assert all(2 <= item.offset < end // 2 for item in account.examples)
     assert beyond.ok
     assert beyond.messages == 0
+    assert any("nothing was checked" in note for note in beyond.notes)
+    assert not any("nothing was checked" in note for note in account.notes)
     assert not gcs.client(system.settings).bucket(system.settings.gcs_bucket).get_blob(account.examples[0].item)
 
 
